@@ -1,0 +1,171 @@
+"""Settings: one YAML per process, and `cluster.yaml` for `splitserve up`. An unknown key is an error naming its path.
+
+Secrets and pod identity come from the environment; everything else is here, with its unit and the reason for its default.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from splitserve.core.errors import ConfigError
+from splitserve.core.worker import KvMode, Pool
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Address = Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
+
+
+class Settings(BaseModel):
+    """Base: frozen, and no key is ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KvTransferSettings(Settings):
+    """How KV moves. Must be the same on every worker of a fleet, `host` excepted."""
+
+    mode: KvMode = Field(
+        KvMode.PUSH, description="push: layer by layer while the prompt is read; pull: stock vLLM connector"
+    )
+    lease_s: Seconds = Field(30.0, description="how long a source keeps computed KV that nobody has claimed")
+    peer_silent_s: Seconds = Field(
+        5.0, description="a peer that answers no ping for so long is suspect; a busy GIL stays below"
+    )
+    quarantine_share: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="share of blocks that may wait for a silent peer before the worker drains and restarts",
+    )
+    host: str = Field("127.0.0.1", description="address the KV control channel binds; peers must reach it")
+
+
+class VllmSettings(Settings):
+    """vLLM's own options, under vLLM's names. Unset means vLLM's default."""
+
+    kind: Literal["vllm"] = "vllm"
+    dtype: str = Field("auto", description="float32 for exactness on CPU")
+    max_model_len: Count | None = None
+    block_size: Count | None = Field(None, description="tokens per KV block; vLLM's CPU default is 128")
+    tensor_parallel_size: Count = 1
+    pipeline_parallel_size: Count = 1
+    max_num_seqs: Count = Field(64, description="most sequences in one decode step")
+    max_num_batched_tokens: Count = Field(2048, description="most tokens in one step: the prefill chunk")
+    kv_cache_gib: Annotated[float, Field(gt=0)] = Field(1.0, description="CPU only: memory for KV, GiB")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    enable_prefix_caching: bool = True
+    enforce_eager: bool | None = Field(None, description="default: True on CPU, False on GPU")
+    extra: dict[str, Any] = Field(default_factory=dict, description="any other vLLM EngineArgs field, passed as it is")
+
+
+class SimSettings(Settings):
+    """The simulated engine: deterministic tokens, latency = fixed + per-token terms, in seconds."""
+
+    kind: Literal["sim"] = "sim"
+    total_blocks: Count = 4096
+    block_size: Count = Field(16, description="tokens per KV block")
+    max_model_len: Count | None = Field(None, description="default: the model's")
+    max_num_seqs: Count = 256
+    max_num_batched_tokens: Count = 2048
+    step_s: float = Field(0.002, ge=0, description="fixed cost of a step")
+    prefill_token_s: float = Field(0.00002, ge=0, description="per prompt token in a step")
+    decode_token_s: float = Field(0.0001, ge=0, description="per decoding sequence in a step")
+    context_token_s: float = Field(0.0, ge=0, description="per token of context read by decoding sequences")
+
+
+class WorkerConfig(Settings):
+    """One worker process."""
+
+    name: str = Field("", description="for people; default: pool and a short uuid")
+    pool: Pool
+    model: str = Field(
+        "demo", description="Hugging Face model directory, or `demo` for the one that ships with splitserve"
+    )
+    served_model_name: str = Field("", description="default: the directory's name")
+    routers: list[Address] = Field(default=["127.0.0.1:50051"], min_length=1, description="every router to join")
+    engine: VllmSettings | SimSettings = Field(default_factory=VllmSettings, discriminator="kind")
+    kv_transfer: KvTransferSettings = Field(default_factory=KvTransferSettings)
+    metrics: Address | None = Field(None, description="Prometheus address; none unless said")
+    cpu_core: int | None = Field(
+        None,
+        ge=0,
+        description="pin an in-process CPU engine to this core; two engines on one core are ten times slower",
+    )
+
+
+class RouterConfig(Settings):
+    """One router process."""
+
+    listen: Address = "127.0.0.1:50051"
+    metrics: Address | None = Field("127.0.0.1:9400", description="Prometheus address")
+    model: str = Field("demo", description="model directory, for its tokenizer and chat template")
+    served_model_name: str = Field("", description="default: the directory's name")
+    deadline_s: Seconds = Field(600.0, description="default deadline of a request")
+    inter_token_deadline_s: Seconds = Field(
+        30.0,
+        description="default longest gap between tokens once the first is out, and the longest wait for a dispatched worker's first sign",
+    )
+    heartbeat_interval_s: Seconds = Field(0.5, description="how often workers report their load")
+    heartbeat_timeout_s: Seconds = Field(
+        8.0, description="a worker silent for so long is gone; above it a busy GIL is not"
+    )
+    max_waiting_requests: Count = Field(4096, description="requests beyond this are refused with RESOURCE_EXHAUSTED")
+    max_attempts: Count = Field(
+        8, description="most routes tried for one request after failures (a full worker does not count)"
+    )
+    max_message_mib: Count = Field(16, description="largest gRPC message, MiB")
+
+
+class PoolSettings(Settings):
+    """One pool of `splitserve up`. Engine options here override the cluster's."""
+
+    workers: int = Field(1, ge=0)
+    engine: dict[str, Any] = Field(default_factory=dict)
+    cpu_cores: list[int] | None = Field(None, description="one core per worker; default: spread over the machine's")
+
+
+class ClusterConfig(Settings):
+    """`cluster.yaml`: everything `splitserve up` starts on this machine."""
+
+    model: str = "demo"
+    served_model_name: str = ""
+    engine: VllmSettings | SimSettings = Field(default_factory=VllmSettings, discriminator="kind")
+    kv_transfer: KvTransferSettings = Field(default_factory=KvTransferSettings)
+    router: RouterConfig = Field(default_factory=RouterConfig)
+    pools: dict[Pool, PoolSettings] = Field(
+        default_factory=lambda: {Pool.PREFILL: PoolSettings(), Pool.DECODE: PoolSettings()}
+    )
+    worker_metrics_port: int | None = Field(
+        9401, ge=1, le=65535, description="first worker's Prometheus port, then upwards; taken ports are skipped"
+    )
+    restart: bool = Field(True, description="start a dead worker again")
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def load(kind: type[SettingsT], file: str | Path) -> SettingsT:
+    """Reads and validates one YAML file. Raises ConfigError naming the file and the path of the key at fault."""
+    try:
+        loaded = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise ConfigError(str(file), error.strerror or str(error)) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(str(file), f"not valid YAML: {error}") from error
+    return parse(kind, loaded if loaded is not None else {}, str(file))
+
+
+def parse(kind: type[SettingsT], value: object, source: str) -> SettingsT:
+    """Validates a loaded value; `source` (a file or an option) begins the error's path."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "(top)"
+        raise ConfigError(f"{source}: {where}", _sentence(first["type"], first["msg"])) from error
+
+
+def _sentence(kind: str, message: str) -> str:
+    return "unknown key; check its spelling and its place" if kind == "extra_forbidden" else message

@@ -1,0 +1,79 @@
+"""Every error a caller can meet, ordered by what its reader can do about it.
+
+    SplitserveError
+    ├── InvalidRequest      change the request: the field is named
+    ├── ModelNotFound       ask for a model this router serves
+    ├── Overloaded          come back after retry_after_s
+    ├── DeadlineExceeded    the request's time, or a token's, ran out
+    ├── Cancelled           the caller went away
+    ├── Unavailable         no worker can serve, or the request can't be resumed: send it again
+    ├── EngineError         our fault: a worker's engine broke on this request
+    ├── JoinRefused         a worker doesn't fit this fleet: the field is named
+    ├── UnknownWorker       an operator named a worker that isn't there
+    └── ConfigError         a file or option at start-up: the path is named
+
+`rpc/status.py` maps each to a gRPC status; a test asserts that none is missing.
+"""
+
+
+class SplitserveError(Exception):
+    """Base of every error that splitserve raises on purpose."""
+
+
+class InvalidRequest(SplitserveError):
+    """The request's own fault. `field` is its proto path, such as `sampling.top_p`."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class ModelNotFound(SplitserveError):
+    """The request names a model that is not served here."""
+
+
+class Overloaded(SplitserveError):
+    """The router's queue is full."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(SplitserveError):
+    """The request's deadline or inter-token deadline passed."""
+
+
+class Cancelled(SplitserveError):
+    """The caller went away or cancelled."""
+
+
+class Unavailable(SplitserveError):
+    """Nothing can serve this now; the same request may be sent again."""
+
+
+class EngineError(SplitserveError):
+    """A worker's engine failed on this request."""
+
+
+class JoinRefused(SplitserveError):
+    """A worker does not fit the fleet. `field` is the WorkerInfo field that disagrees."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class UnknownWorker(SplitserveError):
+    """No live worker has this name or uuid."""
+
+
+class ConfigError(SplitserveError):
+    """A configuration file, model directory or option is wrong. `path` says which."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        self.message = message

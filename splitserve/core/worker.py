@@ -1,0 +1,171 @@
+"""What a worker is, what it holds, and the jobs a router gives it: plain values shared by router, worker and engine."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from splitserve.core.request import FinishReason, Logprob, SamplingParams
+
+
+class Pool(StrEnum):
+    """What the router uses a worker for now. Every worker can do both."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class KvMode(StrEnum):
+    """Who moves KV, and when."""
+
+    PUSH = "push"  # The prefill worker writes each layer as soon as it is computed.
+    PULL = "pull"  # The decode worker reads after prefill (vLLM's stock NixlPullConnector).
+
+
+@dataclass(frozen=True, slots=True)
+class KvFormat:
+    """Everything that must agree before one worker may write another's KV."""
+
+    model_fingerprint: str
+    dtype: str
+    block_size: int  # tokens
+    layers: int
+    kv_heads: int
+    head_dim: int
+    block_bytes: int  # one block of one layer
+    mode: KvMode
+    transport: str  # "nixl" or "shm"
+
+
+@dataclass(frozen=True, slots=True)
+class KvPeer:
+    """A worker's KV control channel."""
+
+    uuid: str
+    endpoint: str  # tcp://host:port
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What a worker says of itself when it joins. `uuid` is one process start; `name` is for people."""
+
+    uuid: str
+    name: str
+    pool: Pool
+    model: str
+    kv: KvFormat
+    kv_peer: KvPeer
+    total_blocks: int
+    max_sequences: int
+    max_model_len: int
+    engine: str
+    pid: int = 0
+    metrics_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a worker grants a router now; `seen_jobs` says up to which job of the router's stream that holds.
+
+    A prefill is accepted while `prefill_tokens` (accepted, not yet computed) is below `prefill_token_limit`. A decode
+    that waits for KV is accepted while its blocks fit `parked_limit_blocks`: the rest is the prefill reserve.
+    """
+
+    seen_jobs: int
+    free_blocks: int
+    free_sequences: int
+    prefill_tokens: int
+    prefill_token_limit: int
+    parked_limit_blocks: int
+    running: int
+    quarantined_blocks: int
+    pinned_blocks: int
+    pool: Pool
+    draining: bool
+    produced_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A claim on KV that `source` writes into blocks of `destination`. A new try has a new epoch."""
+
+    transfer_id: str
+    epoch: int
+    source: KvPeer
+    destination: KvPeer
+    handover: bytes = b""  # pull mode: the source engine's parameters for the destination engine
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillJob:
+    """Read `prompt`, leave its KV to the ticket's destination; the sampled token is dropped."""
+
+    job_id: str
+    request_id: str
+    prompt: tuple[int, ...]
+    ticket: Ticket
+    deadline_s: float
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeJob:
+    """Produce the tokens after `prompt` + `output`. `output` was already sent to the client (a resumed request): deltas
+    start at index len(output). With a ticket, the KV of prompt + output comes from its source; without, compute it."""
+
+    job_id: str
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    deadline_s: float
+    output: tuple[int, ...] = ()
+    ticket: Ticket | None = None
+    priority: int = 0
+
+
+Job = PrefillJob | DecodeJob
+
+
+class Failure(StrEnum):
+    """Why a job ended without finishing."""
+
+    NOT_NOW = "not_now"  # beyond the worker's credits; cost nothing
+    TRANSFER = "transfer"  # the KV did not arrive
+    CANCELLED = "cancelled"
+    INVALID = "invalid"  # the request's own fault
+    ENGINE = "engine"  # the worker's own fault
+
+
+@dataclass(frozen=True, slots=True)
+class TransferStats:
+    """Source side: what was written. `uncovered_s`: last WRITE done minus end of the prefill (negative: earlier)."""
+
+    bytes: int = 0
+    bytes_before_prefill_ended: int = 0
+    uncovered_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended: either `finish_reason` or `failure` with a sentence is set."""
+
+    finish_reason: FinishReason | None = None
+    failure: Failure | None = None
+    message: str = ""
+    field: str = ""
+    handover: bytes = b""
+    transfer: TransferStats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one engine step made for one job. `index`: output position of the first token. The last has `outcome`.
+
+    A prefill job has exactly one delta with its outcome when its prompt is computed AND its KV is sent (push) or ready
+    to be read (pull).
+    """
+
+    job_id: str
+    index: int = 0
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[tuple[Logprob, ...], ...] = ()
+    outcome: Outcome | None = None

@@ -1,0 +1,54 @@
+"""What a worker needs of an engine."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from splitserve.core.worker import Delta, Job, KvFormat, KvPeer
+
+OnDeltas = Callable[[Sequence[Delta]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Known once the engine has started and warmed up. Blocks are of `kv.block_size` tokens."""
+
+    kind: str  # "vllm" or "sim"
+    kv: KvFormat
+    kv_peer: KvPeer
+    total_blocks: int
+    max_sequences: int
+    max_model_len: int
+    max_batched_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """KV blocks by what holds them. free + quarantined + held by running requests and pinned sends = total."""
+
+    free_blocks: int
+    pinned_blocks: int  # of ended prefills whose KV is still being sent
+    quarantined_blocks: int  # of ended decodes that a silent peer may still write
+
+
+class Engine(Protocol):
+    """Runs jobs. All methods are thread-safe and, `start` and `close` aside, return at once."""
+
+    def start(self, on_deltas: OnDeltas) -> EngineInfo:
+        """Blocks until every sampler path is warm. From then on `on_deltas` is called from the engine's thread, once per
+        engine step, with what the step made for all jobs. Raises ConfigError for a model or setting it can't serve."""
+
+    def submit(self, job: Job) -> None:
+        """Takes a job; whatever is wrong with it comes back as a Delta with an Outcome, as does its end."""
+
+    def cancel(self, job_id: str) -> None:
+        """Ends a job; its Delta says Failure.CANCELLED. Unknown ids are ignored. Blocks that a peer may still write
+        stay quarantined until that is over."""
+
+    def connect(self, peers: Sequence[KvPeer]) -> None:
+        """Connects the KV control channel and transport to these peers before the first request needs them."""
+
+    def load(self) -> EngineLoad: ...
+
+    def close(self) -> None:
+        """Ends every job and frees what the engine holds."""

@@ -1,0 +1,9 @@
+"""The KV transfer service: who may write which block, when, and how the bytes get there.
+
+    ticket ── transfer.py ──┬── ledger.py     life of a ticket, as a table
+                            ├── control.py    messages between workers (messages.py), liveness
+                            ├── layout.py     which bytes go where
+                            └── transport.py  moves them: shm.py (simulated engine, tests), nixl.py (real)
+
+`connector.py` fits it into vLLM; `engine/sim.py` uses it as it is.
+"""

@@ -1,0 +1,52 @@
+"""What the transfer service needs of whatever moves bytes: one-sided WRITEs into a peer's registered memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One layer's KV blocks in memory: block i is `block_bytes` bytes at `base + i * stride`."""
+
+    base: int
+    stride: int
+    block_bytes: int
+    blocks: int
+
+
+class WriteState(Enum):
+    IN_FLIGHT = "in flight"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Transport(Protocol):
+    """Used by one thread only, the transfer service's. `address` goes to peers in Hello; `connect` takes theirs."""
+
+    @property
+    def address(self) -> bytes:
+        """What a peer needs to write into the memory registered here."""
+
+    def connect(self, peer: str, address: bytes) -> None:
+        """Prepares WRITEs to this peer (a worker uuid); again for the same peer is harmless. Raises TransportError."""
+
+    def disconnect(self, peer: str) -> None:
+        """Forgets a peer that has ended; its WRITEs fail."""
+
+    def write(self, peer: str, layer: int, source: Sequence[int], destination: Sequence[int]) -> object:
+        """Starts copying local blocks `source[i]` into the peer's blocks `destination[i]` of one layer; returns a handle."""
+
+    def poll(self, handle: object) -> WriteState:
+        """State of a WRITE. Once it is not IN_FLIGHT the handle is released and must not be polled again. DONE means
+        that the bytes are visible to the peer."""
+
+    def progress(self) -> None:
+        """Lets the transport move bytes that peers are writing here (needed by some UCX transports)."""
+
+    def close(self) -> None: ...
+
+
+class TransportError(Exception):
+    """The transport can't reach a peer or refused a WRITE."""

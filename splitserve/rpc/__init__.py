@@ -1,0 +1,1 @@
+"""The wire: generated code (`gen`), its conversion to the core's nouns, errors as statuses, server and channel set-up."""

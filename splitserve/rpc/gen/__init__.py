@@ -1,0 +1,1 @@
+"""Generated from proto/ by `make proto`. Not to be edited."""
