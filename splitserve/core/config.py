@@ -1,26 +1,41 @@
 """Settings: one YAML per process, and `cluster.yaml` for `splitserve up`. An unknown key is an error naming its path.
 
-Secrets and pod identity come from the environment; everything else is here, with its unit and the reason for its default.
+Secrets and pod identity come from the environment; everything else is here, with its unit and the reason
+for its default.
 """
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import KvMode, Pool
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-Address = Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
+
+
+def _port_in_range(address: str) -> str:
+    if int(address.rpartition(":")[2]) > 65535:
+        raise ValueError("the port must be at most 65535")
+    return address
+
+
+Address = Annotated[
+    str, Field(pattern=r"^[^\s:]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$"), AfterValidator(_port_in_range)
+]
 
 
 class Settings(BaseModel):
     """Base: frozen, and no key is ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _vllm_unless_said(value: object) -> object:
+    return {"kind": "vllm", **value} if isinstance(value, dict) else value
 
 
 class KvTransferSettings(Settings):
@@ -75,6 +90,9 @@ class SimSettings(Settings):
     context_token_s: float = Field(0.0, ge=0, description="per token of context read by decoding sequences")
 
 
+EngineSettings = Annotated[VllmSettings | SimSettings, Field(discriminator="kind"), BeforeValidator(_vllm_unless_said)]
+
+
 class WorkerConfig(Settings):
     """One worker process."""
 
@@ -85,7 +103,7 @@ class WorkerConfig(Settings):
     )
     served_model_name: str = Field("", description="default: the directory's name")
     routers: list[Address] = Field(default=["127.0.0.1:50051"], min_length=1, description="every router to join")
-    engine: VllmSettings | SimSettings = Field(default_factory=VllmSettings, discriminator="kind")
+    engine: EngineSettings = Field(default_factory=VllmSettings)
     kv_transfer: KvTransferSettings = Field(default_factory=KvTransferSettings)
     metrics: Address | None = Field(None, description="Prometheus address; none unless said")
     cpu_core: int | None = Field(
@@ -105,7 +123,8 @@ class RouterConfig(Settings):
     deadline_s: Seconds = Field(600.0, description="default deadline of a request")
     inter_token_deadline_s: Seconds = Field(
         30.0,
-        description="default longest gap between tokens once the first is out, and the longest wait for a dispatched worker's first sign",
+        description="default longest gap between tokens once the first is out, and the longest wait for a dispatched "
+        "worker's first sign",
     )
     heartbeat_interval_s: Seconds = Field(0.5, description="how often workers report their load")
     heartbeat_timeout_s: Seconds = Field(
@@ -131,7 +150,7 @@ class ClusterConfig(Settings):
 
     model: str = "demo"
     served_model_name: str = ""
-    engine: VllmSettings | SimSettings = Field(default_factory=VllmSettings, discriminator="kind")
+    engine: EngineSettings = Field(default_factory=VllmSettings)
     kv_transfer: KvTransferSettings = Field(default_factory=KvTransferSettings)
     router: RouterConfig = Field(default_factory=RouterConfig)
     pools: dict[Pool, PoolSettings] = Field(
@@ -163,9 +182,22 @@ def parse(kind: type[SettingsT], value: object, source: str) -> SettingsT:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "(top)"
-        raise ConfigError(f"{source}: {where}", _sentence(first["type"], first["msg"])) from error
+        raise ConfigError(f"{source}: {_path(first['loc'])}", _sentence(first["type"], first["msg"])) from error
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """The key's path as it stands in the file: pydantic puts the chosen engine kind after `engine`."""
+    parts = [str(part) for part in location]
+    kept = [part for before, part in zip(["", *parts], parts, strict=False) if (before, part) not in _UNION_TAGS]
+    return ".".join(kept) or "(top)"
+
+
+_UNION_TAGS = frozenset({("engine", "vllm"), ("engine", "sim")})
+_SENTENCES = {
+    "extra_forbidden": "unknown key; check its spelling and its place",
+    "string_pattern_mismatch": "must be host:port, such as 127.0.0.1:50051",
+}
 
 
 def _sentence(kind: str, message: str) -> str:
-    return "unknown key; check its spelling and its place" if kind == "extra_forbidden" else message
+    return _SENTENCES.get(kind, message)

@@ -23,6 +23,7 @@ class ModelInfo:
     kv_heads: int
     head_dim: int
     eos_token_ids: tuple[int, ...]
+    dtype: str = "float32"  # the weights' own; an engine may be told to use another
 
     @classmethod
     def read(cls, directory: str | Path, name: str = "") -> "ModelInfo":
@@ -41,6 +42,7 @@ class ModelInfo:
                 kv_heads=int(text.get("num_key_value_heads") or heads),
                 head_dim=int(text.get("head_dim") or int(text["hidden_size"]) // heads),
                 eos_token_ids=_eos(path, text),
+                dtype=str(text.get("dtype") or text.get("torch_dtype") or "float32"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(

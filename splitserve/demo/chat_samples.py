@@ -16,6 +16,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 Conversation = list[dict[str, str]]
 
@@ -71,7 +72,7 @@ def _known_names(documents: list[str]) -> frozenset[str]:
 
 def _questions(paragraphs: list[str], names: frozenset[str], rng: random.Random) -> Iterator[Conversation]:
     """Questions about a person or a continuation, answered by narrative."""
-    for paragraph, following in zip(paragraphs, paragraphs[1:], strict=False):
+    for paragraph, following in pairwise(paragraphs):
         if '"' in paragraph or not 60 <= len(paragraph) <= _LONGEST:
             continue
         name = _NAME.match(paragraph)

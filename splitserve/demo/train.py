@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -186,13 +185,13 @@ def batch_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
 
-@torch.no_grad()
 def held_out_loss(model: LlamaForCausalLM, ids: np.ndarray, bos: int, length: int) -> float:
     """Mean loss over the whole held-out text, in windows of ``length``."""
     count = max(1, len(ids) // (length - 1))
     windows = (ids[at * (length - 1) : (at + 1) * (length - 1)] for at in range(count))
     rows = [torch.tensor([[bos, *window.tolist()]]) for window in windows]
-    return sum(float(batch_loss(model, row)) for row in rows) / count
+    with torch.no_grad():
+        return sum(float(batch_loss(model, row)) for row in rows) / count
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -212,7 +211,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
         tokenizer.save_pretrained(name)
         for path in Path(name).iterdir():
             path.chmod(0o644)
-            os.replace(path, folder / path.name)
+            path.replace(folder / path.name)
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -273,14 +272,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("source", type=Path, help="the .deb, its unpacked folder, or a text file")
     parser.add_argument("output", type=Path, help="model folder to write")
-    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--steps", type=int, default=3800, help="optimiser steps")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.1, help="AdamW weight decay")
     parser.add_argument("--chat-share", type=float, default=0.25, help="share of chat samples")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and sample order")
     parser.add_argument("--report-every", type=int, default=50, help="steps between progress lines")
-    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument("--save-every", type=int, default=400, help="steps between checkpoints")
     return parser.parse_args()
 
 

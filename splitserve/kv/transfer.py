@@ -1,119 +1,174 @@
 """The transfer service of one worker rank: claims, WRITEs and their fences.
 
-One thread (the transfer thread) owns the transport and the ledger; the control channel has a thread of its own. Engine
-threads call the methods below, which only enqueue and never block (`drain` excepted).
+One thread (the transfer thread, `loop.py`) owns the transport and the ledger; the control channel has a thread of its
+own. Engine threads call the methods below, which only enqueue and never block (`start`, `drain` and `close` excepted).
 """
 
+import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from splitserve.core.worker import KvPeer, TransferStats
+from splitserve.core.config import KvTransferSettings
+from splitserve.core.worker import KvFormat, KvPeer
+from splitserve.kv.loop import CANCEL_TIMEOUT_S, WRITES_TIMEOUT_S, Command, Inbox, TransferLoop
+from splitserve.kv.ticket import Claim, Counters, Offer, OnEvent, Results, TransferEnded, TransferKey
+from splitserve.kv.transport import Transport, TransportError
 
+__all__ = ["Claim", "Counters", "Offer", "OnEvent", "Results", "TransferEnded", "TransferKey", "TransferService"]
 
-@dataclass(frozen=True, slots=True, order=True)
-class TransferKey:
-    transfer_id: str
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Destination: what the source is asked to write. `blocks[i]` receives the prompt's block `first_block + i`."""
-
-    key: TransferKey
-    source: KvPeer
-    prompt_hash: bytes
-    first_block: int
-    blocks: tuple[int, ...]
-    deadline_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """Source: a prefill whose KV `destination` may claim."""
-
-    key: TransferKey
-    destination: KvPeer
-    prompt_hash: bytes
-    prompt_blocks: int  # blocks that the whole prompt takes, the last one perhaps partly filled
-
-
-@dataclass(slots=True)
-class Results:
-    """What the engine must be told since the last call.
-
-    received  destination: all KV is there
-    failed    destination: it won't come, and nobody will write these blocks any more
-    released  destination: an abandoned claim is fenced; its blocks may be freed
-    sent      source: nothing reads this prefill's blocks any more, sent or not; they may be freed
-    """
-
-    received: list[TransferKey] = field(default_factory=list)
-    failed: list[TransferKey] = field(default_factory=list)
-    released: list[TransferKey] = field(default_factory=list)
-    sent: list[TransferKey] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class TransferEnded:
-    """Told to `on_event` once per key and side. `error` is empty on success."""
-
-    key: TransferKey
-    source_side: bool
-    stats: TransferStats
-    error: str = ""
-
-
-OnEvent = Callable[[TransferEnded], None]
+START_TIMEOUT_S = 60.0
 
 
 class TransferService:
-    """See the module's docstring. Constructed with the transport, the control channel and their settings."""
+    """See the module's docstring. `transport_factory` is called on the transfer thread, and so is `on_event`, which must
+    not block. `start` comes first, `close` last; or use it as a context manager."""
+
+    def __init__(
+        self,
+        uuid: str,
+        transport_factory: Callable[[], Transport],
+        kv: KvFormat,
+        settings: KvTransferSettings,
+        on_event: OnEvent,
+    ) -> None:
+        self._uuid = uuid
+        self._transport_factory = transport_factory
+        self._kv = kv
+        self._settings = settings
+        self._on_event = on_event
+        self._inbox = Inbox()
+        self._made = threading.Event()
+        self._loop: TransferLoop | None = None
+        self._fault: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="kv-transfer", daemon=True)
+
+    def start(self) -> KvPeer:
+        """Makes the transport and binds the control channel. Raises TransportError or ConfigError when it can't."""
+        self._thread.start()
+        if not self._made.wait(START_TIMEOUT_S):
+            raise TransportError(f"the KV transport did not start within {START_TIMEOUT_S:.0f} s")
+        if self._fault is not None:
+            raise self._fault
+        return self.peer
+
+    @property
+    def peer(self) -> KvPeer:
+        """This worker's control channel; known once started."""
+        return self._running.peer
 
     # Source side -----------------------------------------------------------------------------------------------------
     def offer(self, offer: Offer) -> None:
         """A prefill was accepted. Its claim may have come already, or come later within the lease."""
+        self._do(lambda now: self._running.source.offer(offer, now))
 
     def computing(self, key: TransferKey, blocks: Sequence[int], cached_blocks: int) -> None:
         """Before a forward: the prefill's absolute block table so far. The first `cached_blocks` are computed in every
         layer already (prefix hits, earlier chunks) and may be written now."""
+        table = tuple(blocks)
+        self._do(lambda now: self._running.source.computing(key, table, cached_blocks, now))
 
     def computed(self, layer: int, ready: Sequence[tuple[TransferKey, int]]) -> None:
         """After a layer of the forward: for each prefill the number of its blocks complete in this layer."""
+        blocks = tuple(ready)
+        self._do(lambda now: self._running.source.computed(layer, blocks, now))
 
     def prefill_ended(self, key: TransferKey) -> None:
         """The prompt is computed. Blocks stay until `Results.sent` names the key; the lease starts now if unclaimed."""
+        ended_at = time.monotonic()
+        self._do(lambda now: self._running.source.prefill_ended(key, ended_at, now))
 
     def prefill_aborted(self, key: TransferKey) -> None:
         """The prefill won't finish: stop, tell the destination Failed, then name the key in `Results.sent`."""
+        self._do(lambda now: self._running.source.prefill_aborted(key, now))
 
     def drain(self, keys: Sequence[TransferKey], timeout_s: float = 5.0) -> None:
-        """Blocks until no WRITE reads these prefills' blocks (they were preempted; `computing` comes anew)."""
+        """Blocks until no WRITE reads these prefills' blocks (they were preempted; `computing` comes anew). Raises
+        TransportError when a WRITE does not end in time: the blocks must not be reused then."""
+        preempted, over = tuple(keys), threading.Event()
+        self._do(lambda now: self._running.source.drain(preempted, over))
+        if not over.wait(timeout_s):
+            self._check()
+            raise TransportError(f"WRITEs of preempted prefills did not end within {timeout_s:.1f} s")
 
     # Destination side ------------------------------------------------------------------------------------------------
     def claim(self, claim: Claim) -> None:
         """Blocks are allocated: ask the source to write them."""
+        self._do(lambda now: self._running.destination.claim(claim, now))
 
     def abandon(self, key: TransferKey) -> None:
         """The request ended early. `Results.released` names the key once nobody can write its blocks."""
+        self._do(lambda now: self._running.destination.abandon(key, now))
 
     # Both ------------------------------------------------------------------------------------------------------------
     def connect(self, peers: Sequence[KvPeer]) -> None:
         """Says Hello to peers so that the first transfer finds a connected pair."""
+        for peer in peers:
+            if peer.uuid != self._uuid:
+                self._do(lambda _now, peer=peer: self._running.control.connect(peer))
 
     def take_results(self) -> Results:
-        """What happened since the last call; called by the engine thread on every step."""
+        """What happened since the last call; called by the engine thread on every step. Raises TransportError when the
+        transfer thread has broken: nothing is fenced any more, the process must end."""
+        self._check()
+        return self._running.outlet.take()
 
     @property
     def busy(self) -> bool:
         """True while any result may still come: the engine must keep stepping."""
+        running = self._running
+        owed = running.source.owed or running.destination.open_claims
+        return bool(self._inbox.pending or owed or running.outlet.waiting)
 
     @property
     def quarantined_blocks(self) -> int:
         """Destination blocks of abandoned claims whose source has not answered."""
+        return self._running.destination.quarantined_blocks
 
     @property
     def pinned_blocks(self) -> int:
         """Source blocks of ended prefills that are not sent yet."""
+        return self._running.source.pinned_blocks
 
-    def close(self) -> None: ...
+    @property
+    def counters(self) -> Counters:
+        """A copy of what has happened so far."""
+        counted = self._running.counters.copy()
+        counted.dropped.update(self._running.control.dropped)
+        return counted
+
+    def close(self) -> None:
+        """Ends every transfer, waits for WRITEs in flight, says Goodbye to peers."""
+        if self._loop is not None and self._thread.is_alive():
+            self._do(self._loop.stop)
+            self._thread.join(CANCEL_TIMEOUT_S + WRITES_TIMEOUT_S + self._settings.peer_silent_s)
+
+    def __enter__(self) -> "TransferService":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Below: the thread -----------------------------------------------------------------------------------------------
+    @property
+    def _running(self) -> TransferLoop:
+        assert self._loop is not None, "start() comes first"
+        return self._loop
+
+    def _do(self, command: Command) -> None:
+        self._inbox.put(command)
+
+    def _check(self) -> None:
+        if self._fault is not None:
+            raise TransportError(f"the KV transfer thread broke: {self._fault!r}") from self._fault
+
+    def _run(self) -> None:
+        try:
+            transport = self._transport_factory()
+            self._loop = TransferLoop(self._uuid, transport, self._kv, self._settings, self._on_event, self._inbox)
+            self._made.set()
+            self._loop.run()
+        except Exception as error:
+            # Kept for the engine thread, which raises it: this thread has no caller.
+            self._fault = error
+            self._made.set()

@@ -1,1 +1,1 @@
-"""The wire: generated code (`gen`), its conversion to the core's nouns, errors as statuses, server and channel set-up."""
+"""The wire: generated code (`gen`), its conversion to core's nouns, errors as statuses, server and channel set-up."""

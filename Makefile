@@ -1,0 +1,76 @@
+# Everything one does here. `make` lists the targets; each calls `install` first, which costs nothing the second time.
+#
+#   PYTHON       interpreter for .venv (default: python3.11; the lock is for 3.11)
+#   TORCH_INDEX  an extra package index for torch, such as https://download.pytorch.org/whl/cpu
+#   ENGINE       vllm or sim, for `make demo`
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ENGINE ?= vllm
+TORCH  := torch==2.13.0
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+STAMP := $(VENV)/.installed
+LOCKS := requirements/cpu.txt requirements/dev.txt
+
+# Part names are directories under tests/. `check` leaves out what needs vLLM or NIXL.
+PARTS       := unit contract cluster vllm
+QUICK_PARTS := unit contract cluster
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check proto clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv from the locks (minutes the first time, nothing afterwards)
+
+$(STAMP): $(LOCKS) pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No python3.11 and no python3 found: install Python 3.11, or say PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "$(PYTHON) is not Python 3.11, which the lock is for: say PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Installing into $(VENV) (2.7 GB; a few minutes) ..."
+	@"$(PYTHON)" -m venv $(VENV)
+	@echo "  1/3 locked packages"
+	@$(PIP) --no-deps $(foreach lock,$(LOCKS),-r $(lock))
+	@echo "  2/3 $(TORCH)"
+	@$(PIP) $(TORCH) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@$(BIN)/python -c 'import torch; print("      torch", torch.__version__, "(CUDA build: works without a GPU, but is large)" if torch.version.cuda else "")' || \
+	  { echo "torch does not import (see above). On a machine without a GPU run:"; \
+	    echo "  make clean && make install TORCH_INDEX=https://download.pytorch.org/whl/cpu"; exit 1; }
+	@echo "  3/3 splitserve"
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install ## Serve the shipped model from a prefill and a decode worker; compare with one colocated engine
+	@$(BIN)/python -m splitserve demo --engine $(ENGINE)
+
+# One pytest run per part, all of them even if one fails; then how long each took.
+define run_parts
+	@status=0; times=""; for part in $(1); do \
+	  start=$$(date +%s); \
+	  $(BIN)/python -m pytest tests/$$part -m '$(2)' $(3) || status=1; \
+	  times="$$times$$(printf '  %-9s %4d s' $$part $$(($$(date +%s) - start)))\n"; \
+	done; printf "\nParts and their wall time:\n$$times"; exit $$status
+endef
+
+test: install ## Run every test but the slow ones (what CI runs)
+	$(call run_parts,$(PARTS),not slow,--durations=15)
+
+test-slow: install ## Run the long fault, load and parallelism tests
+	$(call run_parts,$(PARTS),slow,--durations=15)
+
+check: install ## Format, lint, types, import contracts, generated code, unit and simulated cluster tests (under two minutes)
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted; run $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python proto/generate.py --check
+	$(call run_parts,$(QUICK_PARTS),not slow and not vllm,--quiet)
+
+proto: install ## Generate splitserve/rpc/gen from proto/
+	@$(BIN)/python proto/generate.py
+
+clean: ## Remove .venv and caches
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

@@ -1,0 +1,1 @@
+"""The demo model that ships with the project, and the scripts that made it."""

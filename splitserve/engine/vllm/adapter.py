@@ -1,0 +1,343 @@
+"""One engine job's life inside vLLM: what is asked of vLLM, and what its outputs mean to a router.
+
+The runner's thread owns the job table; `submit`, `cancel` and what the connector reports are posted to it. Text and
+stop strings are the work of vLLM's own detokeniser, run here so that a resumed request can replay what its client has.
+"""
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+from splitserve.core.config import KvTransferSettings, VllmSettings
+from splitserve.core.errors import ConfigError
+from splitserve.core.model import ModelInfo
+from splitserve.core.request import FinishReason, SamplingParams
+from splitserve.core.worker import (
+    DecodeJob,
+    Delta,
+    Failure,
+    Job,
+    KvFormat,
+    KvMode,
+    KvPeer,
+    Outcome,
+    PrefillJob,
+    TransferStats,
+)
+from splitserve.engine.protocol import EngineInfo, EngineLoad, OnDeltas
+from splitserve.engine.vllm.runner import Runner, start_runner
+from splitserve.engine.vllm.translate import (
+    detokenizer,
+    logprobs_of,
+    prepare_environment,
+    side_channel_peer,
+    tokenizer,
+    vllm_params,
+)
+from splitserve.engine.vllm.warm import warm_up
+from splitserve.kv.bridge import AdapterEnd, Ended, Free, FromConnector, Held, Started
+from splitserve.kv.transfer import TransferKey
+
+CONNECTOR_TIMEOUT_S = 60.0
+GIB = 1024**3
+
+
+@dataclass(slots=True)
+class _Running:
+    """One job inside vLLM. `sent`: output tokens that the client has or is being sent."""
+
+    job: Job
+    key: TransferKey | None
+    detokenizer: Any = None
+    sent: int = 0
+    prefilled: bool = False
+    stats: TransferStats | None = None
+
+
+class VllmEngine:
+    """See `Engine`. `cpu_core` pins an in-process engine to one core."""
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        settings: VllmSettings,
+        kv: KvTransferSettings,
+        worker_uuid: str,
+        cpu_core: int | None = None,
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._kv = kv
+        self._uuid = worker_uuid
+        self._cpu_core = cpu_core
+        self._jobs: dict[str, _Running] = {}
+        self._by_key: dict[TransferKey, str] = {}
+        self._started: Started | None = None
+        self._connector_started = threading.Event()
+        self._free = Free(0)
+        self._held = Held(0, 0)
+
+    def start(self, on_deltas: OnDeltas) -> EngineInfo:
+        """See `Engine`. Imports vLLM (11 s on an idle machine), builds it, warms it up."""
+        _refuse_what_push_cannot_do(self._settings, self._kv)
+        prepare_environment(self._kv.host)
+        from vllm.platforms import current_platform
+
+        on_cpu = current_platform.is_cpu()
+        in_process = on_cpu and self._settings.tensor_parallel_size * self._settings.pipeline_parallel_size == 1
+        self._bridge = AdapterEnd(self._on_connector)
+        arguments = self._engine_arguments(on_cpu, in_process)
+        self._runner: Runner = start_runner(arguments, in_process, self._cpu_core, self._on_outputs)
+        self._tokenizer = tokenizer(str(self._model.path))
+        self._max_model_len = self._runner.vllm_config.model_config.max_model_len
+        self._warm_up()
+        self._on_deltas = on_deltas
+        return self._describe()
+
+    def submit(self, job: Job) -> None:
+        self._runner.post(lambda: self._add(job))
+
+    def cancel(self, job_id: str) -> None:
+        self._runner.post(lambda: self._cancel(job_id))
+
+    def connect(self, peers: Sequence[KvPeer]) -> None:
+        if self._kv.mode is KvMode.PUSH:
+            self._bridge.connect_peers(peers)
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(self._free.blocks, self._held.pinned_blocks, self._held.quarantined_blocks)
+
+    def close(self) -> None:
+        self._runner.stop()
+        self._bridge.close()
+
+    def _warm_up(self) -> None:
+        ended: SimpleQueue[Delta] = SimpleQueue()
+
+        def keep_last(deltas: Sequence[Delta]) -> None:
+            for delta in deltas:
+                if delta.outcome is not None:
+                    ended.put(delta)
+
+        self._on_deltas: OnDeltas = keep_last
+        warm_up(self.submit, ended, self._model.vocab_size, self._max_model_len)
+        self._runner.post(self._runner.forget_prefixes)
+
+    def _engine_arguments(self, on_cpu: bool, in_process: bool) -> dict[str, Any]:
+        """vLLM's EngineArgs; what is not set here keeps vLLM's default."""
+        settings = self._settings.model_dump(exclude={"kind", "kv_cache_gib", "extra"})
+        arguments = {name: value for name, value in settings.items() if value is not None}
+        arguments |= {"model": str(self._model.path), "served_model_name": self._model.name}
+        arguments |= {"kv_transfer_config": self._kv_transfer_config(), "disable_log_stats": True}
+        arguments.setdefault("enforce_eager", on_cpu)
+        if on_cpu:
+            arguments["kv_cache_memory_bytes"] = int(self._settings.kv_cache_gib * GIB)
+        if in_process:
+            arguments["distributed_executor_backend"] = "uni"
+        return arguments | self._settings.extra
+
+    def _kv_transfer_config(self) -> Any:
+        from vllm.config import KVTransferConfig
+
+        return KVTransferConfig(
+            kv_connector="PushConnector" if self._kv.mode is KvMode.PUSH else "PullConnector",
+            kv_connector_module_path="splitserve.kv.connector",
+            kv_role="kv_both",
+            engine_id=self._uuid,
+            kv_load_failure_policy="fail",
+            kv_connector_extra_config={
+                "bridge": self._bridge.address,
+                "uuid": self._uuid,
+                "fingerprint": self._model.fingerprint,
+                "settings": self._kv.model_dump(mode="json"),
+            },
+        )
+
+    def _describe(self) -> EngineInfo:
+        config = self._runner.vllm_config
+        if self._kv.mode is KvMode.PULL:
+            kv_format, peer = _stock_format(self._model, config), side_channel_peer(self._uuid)
+        else:
+            kv_format, peer = self._reported_by_connector()
+        return EngineInfo(
+            kind="vllm",
+            kv=kv_format,
+            kv_peer=peer,
+            total_blocks=self._free.blocks,
+            max_sequences=config.scheduler_config.max_num_seqs,
+            max_model_len=self._max_model_len,
+            max_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+        )
+
+    def _reported_by_connector(self) -> tuple[KvFormat, KvPeer]:
+        if not self._connector_started.wait(CONNECTOR_TIMEOUT_S) or self._started is None:
+            raise ConfigError("kv_transfer", "vLLM started, but its KV connector did not register any memory")
+        return self._started.format, self._started.peer
+
+    # On the runner's thread ------------------------------------------------------------------------------------------
+    def _add(self, job: Job) -> None:
+        output = job.output if isinstance(job, DecodeJob) else ()
+        tokens = [*job.prompt, *output]
+        try:
+            params = self._vllm_params(job, self._max_model_len - len(tokens))
+        except ValueError as error:
+            self._refuse(job.job_id, "sampling", str(error))
+            return
+        key = TransferKey(job.ticket.transfer_id, job.ticket.epoch) if job.ticket is not None else None
+        running = _Running(job, key, sent=len(output))
+        if isinstance(job, DecodeJob):
+            running.detokenizer = detokenizer(self._tokenizer, job)
+        self._jobs[job.job_id] = running
+        if key is not None:
+            self._by_key[key] = job.job_id
+        self._runner.add(
+            job.job_id, tokens, params, job.priority, lambda message: self._refuse(job.job_id, "prompt", message)
+        )
+
+    def _cancel(self, job_id: str) -> None:
+        if self._forget(job_id) is not None:
+            self._runner.abort(job_id)
+            self._end(job_id, Outcome(failure=Failure.CANCELLED, message="cancelled"))
+
+    def _vllm_params(self, job: Job, room: int) -> Any:
+        if isinstance(job, PrefillJob):
+            one_token = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+            return vllm_params(one_token, 0, room, self._transfer_params(job))
+        return vllm_params(job.sampling, len(job.output), room, self._transfer_params(job))
+
+    def _transfer_params(self, job: Job) -> dict[str, Any] | None:
+        """The job's ticket as the connector's request parameters."""
+        if job.ticket is None:
+            return None
+        source = isinstance(job, PrefillJob)
+        if self._kv.mode is KvMode.PULL:
+            return {"do_remote_decode": True} if source else dict(json.loads(job.ticket.handover))
+        from splitserve.kv.connector import DESTINATION, SOURCE, ticket_params
+
+        return ticket_params(job.ticket, SOURCE if source else DESTINATION, job.deadline_s)
+
+    def _on_outputs(self, outputs: Sequence[Any]) -> None:
+        """One engine step: at most one batch of deltas."""
+        deltas = [delta for output in outputs if (delta := self._delta(output)) is not None]
+        if deltas:
+            self._on_deltas(deltas)
+
+    def _delta(self, output: Any) -> Delta | None:
+        running = self._jobs.get(output.request_id)
+        if running is None:
+            return None
+        if output.outputs[0].finish_reason in ("error", "abort"):
+            return self._broken(running)
+        if isinstance(running.job, PrefillJob):
+            return self._prefill_delta(running, output) if output.finished else None
+        return self._decode_delta(running, output.outputs[0])
+
+    def _broken(self, running: _Running) -> Delta:
+        self._forget(running.job.job_id)
+        if running.key is None:
+            outcome = Outcome(failure=Failure.ENGINE, message="vLLM ended the request with an error")
+        else:
+            outcome = Outcome(failure=Failure.TRANSFER, message="the KV did not arrive")
+        return Delta(running.job.job_id, outcome=outcome)
+
+    def _prefill_delta(self, running: _Running, output: Any) -> Delta:
+        """The prompt is computed; the outcome goes along if its KV is sent already, or is the puller's affair."""
+        running.prefilled = True
+        if self._kv.mode is KvMode.PUSH:
+            return Delta(running.job.job_id, outcome=self._sent(running))
+        self._forget(running.job.job_id)
+        handover = json.dumps(output.kv_transfer_params or {}).encode()
+        return Delta(running.job.job_id, outcome=Outcome(finish_reason=FinishReason.LENGTH, handover=handover))
+
+    def _sent(self, running: _Running) -> Outcome | None:
+        """A prefill's outcome, once its prompt is computed and its KV is sent."""
+        if running.stats is None or not running.prefilled:
+            return None
+        self._forget(running.job.job_id)
+        return Outcome(finish_reason=FinishReason.LENGTH, transfer=running.stats)
+
+    def _decode_delta(self, running: _Running, completion: Any) -> Delta:
+        tokens, reason = list(completion.token_ids), completion.finish_reason
+        stop_string = running.detokenizer.update(tokens, reason == "stop")
+        finish = FinishReason.STOP if stop_string is not None else FinishReason(reason) if reason else None
+        index, running.sent = running.sent, running.detokenizer.num_output_tokens()
+        kept = running.sent - index  # a stop string may cut the last tokens of a step
+        text = running.detokenizer.get_next_output_text(finish is not None, delta=True)
+        outcome = None
+        if finish is not None:
+            outcome = Outcome(finish_reason=finish, transfer=running.stats)
+            self._forget(running.job.job_id)
+            if not reason:
+                self._runner.abort(running.job.job_id)
+        return Delta(
+            running.job.job_id, index, tuple(tokens[:kept]), text, logprobs_of(completion.logprobs)[:kept], outcome
+        )
+
+    def _on_ended(self, ended: Ended) -> None:
+        """One side of a transfer is over."""
+        running = self._jobs.get(self._by_key.get(TransferKey(ended.transfer_id, ended.epoch), ""))
+        if running is None:
+            return
+        running.stats = ended.stats
+        job_id = running.job.job_id
+        if ended.error:
+            self._forget(job_id)
+            self._runner.abort(job_id)
+            self._end(job_id, Outcome(failure=Failure.TRANSFER, message=ended.error))
+        elif ended.source_side and (outcome := self._sent(running)) is not None:
+            self._end(job_id, outcome)
+
+    def _refuse(self, job_id: str, field: str, message: str) -> None:
+        self._forget(job_id)
+        self._end(job_id, Outcome(failure=Failure.INVALID, field=field, message=message))
+
+    def _end(self, job_id: str, outcome: Outcome) -> None:
+        self._on_deltas([Delta(job_id, outcome=outcome)])
+
+    def _forget(self, job_id: str) -> _Running | None:
+        running = self._jobs.pop(job_id, None)
+        if running is not None and running.key is not None:
+            self._by_key.pop(running.key, None)
+        return running
+
+    # On the bridge's thread ------------------------------------------------------------------------------------------
+    def _on_connector(self, message: FromConnector) -> None:
+        match message:
+            case Started():
+                self._started = message
+                self._connector_started.set()
+            case Free():
+                self._free = message
+            case Held():
+                self._held = message
+            case Ended():
+                self._runner.post(lambda: self._on_ended(message))
+
+
+def _refuse_what_push_cannot_do(settings: VllmSettings, kv: KvTransferSettings) -> None:
+    ranks = settings.tensor_parallel_size * settings.pipeline_parallel_size
+    if kv.mode is KvMode.PUSH and ranks > 1:
+        raise ConfigError(
+            "engine.tensor_parallel_size",
+            "layer-wise push joins single-rank workers so far; set tensor_parallel_size and pipeline_parallel_size "
+            "to 1, or kv_transfer.mode to pull",
+        )
+
+
+def _stock_format(model: ModelInfo, config: Any) -> KvFormat:
+    """Pull mode: the stock connector compares layouts itself; ours says what the model implies."""
+    block_size, dtype = config.cache_config.block_size, config.model_config.dtype
+    return KvFormat(
+        model_fingerprint=model.fingerprint,
+        dtype=str(dtype).removeprefix("torch."),
+        block_size=block_size,
+        layers=model.layers,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        block_bytes=2 * block_size * model.kv_heads * model.head_dim * dtype.itemsize,
+        mode=KvMode.PULL,
+        transport="nixl",
+    )

@@ -1,0 +1,212 @@
+"""How vLLM is stepped: by a thread of ours in this process on a CPU, by AsyncLLM in processes of its own otherwise.
+
+Both run every call that is posted, and `on_outputs`, on one thread. They know nothing of jobs.
+"""
+
+import asyncio
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from splitserve.core.errors import ConfigError
+from splitserve.engine.vllm.translate import vllm_prompt
+
+PARKED_POLL_S = 0.005  # how long to wait for news when a step had nothing to run
+IDLE_POLL_S = 1.0
+START_TIMEOUT_S = 600.0
+STOP_TIMEOUT_S = 10.0
+
+OnOutputs = Callable[[Sequence[Any]], None]  # vllm.RequestOutput, of one engine step
+
+
+class Runner(Protocol):
+    """`post` may be called by any thread; the rest only by posted calls and `on_outputs`."""
+
+    vllm_config: Any
+
+    def post(self, call: Callable[[], None]) -> None: ...
+
+    def add(self, job_id: str, tokens: list[int], params: Any, priority: int, refuse: Callable[[str], None]) -> None:
+        """Starts a request; `refuse` is told if vLLM won't have it."""
+
+    def abort(self, job_id: str) -> None: ...
+
+    def forget_prefixes(self) -> None:
+        """Empties the prefix cache (after warming up)."""
+
+    def stop(self) -> None: ...
+
+
+def start_runner(arguments: dict[str, Any], in_process: bool, core: int | None, on_outputs: OnOutputs) -> Runner:
+    """Builds vLLM from EngineArgs; minutes for a large model. Raises ConfigError with vLLM's reason."""
+    if in_process:
+        return InProcessRunner(arguments, core, on_outputs)
+    return AsyncRunner(arguments, on_outputs)
+
+
+class InProcessRunner:
+    """LLMEngine stepped by a thread of ours: one process, one core."""
+
+    def __init__(self, arguments: dict[str, Any], core: int | None, on_outputs: OnOutputs) -> None:
+        self._on_outputs = on_outputs
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = False
+        self._news = False  # something happened that the next step may act on
+        self._built: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, args=(arguments, core), name="engine", daemon=True)
+        self._thread.start()
+        try:
+            failure = self._built.get(timeout=START_TIMEOUT_S)
+        except queue.Empty:
+            failure = TimeoutError(f"not started within {START_TIMEOUT_S:.0f} s")
+        if failure is not None:
+            raise _start_error(failure) from failure
+
+    def post(self, call: Callable[[], None]) -> None:
+        self._calls.put(call)
+
+    def add(self, job_id: str, tokens: list[int], params: Any, priority: int, refuse: Callable[[str], None]) -> None:
+        try:
+            self._engine.add_request(job_id, vllm_prompt(tokens), params, priority=priority)
+        except ValueError as error:
+            refuse(str(error))
+
+    def abort(self, job_id: str) -> None:
+        self._engine.abort_request([job_id])
+
+    def forget_prefixes(self) -> None:
+        self._engine.reset_prefix_cache()
+
+    def stop(self) -> None:
+        self.post(self._stop)
+        self._thread.join(STOP_TIMEOUT_S)
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _run(self, arguments: dict[str, Any], core: int | None) -> None:
+        try:
+            self._build(arguments, core)
+        except Exception as error:  # whatever vLLM raises, the constructor passes it on
+            self._built.put(error)
+            return
+        self._built.put(None)
+        while not self._stopping:
+            self._run_calls()
+            if self._has_work:
+                outputs = self._engine.step()
+                self._news = bool(outputs)
+                self._on_outputs(outputs)
+        self._engine.engine_core.shutdown()
+
+    def _build(self, arguments: dict[str, Any], core: int | None) -> None:
+        import torch
+
+        if core is not None:
+            os.sched_setaffinity(0, {core})  # this thread alone: gRPC and transfers may run beside it
+        torch.set_num_threads(1)
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self.vllm_config = self._engine.vllm_config
+        self._scheduler = self._engine.engine_core.engine_core.scheduler
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._engine.has_unfinished_requests() or self._scheduler.has_requests())
+
+    def _run_calls(self) -> None:
+        """Runs what was posted; waits for it if the last step had nothing to run (requests parked for KV, or none)."""
+        wait_s = 0.0 if self._news or self._scheduler.running else PARKED_POLL_S if self._has_work else IDLE_POLL_S
+        self._news = False
+        with contextlib.suppress(queue.Empty):
+            call = self._calls.get(timeout=wait_s) if wait_s else self._calls.get_nowait()
+            while True:
+                self._news = True
+                call()
+                call = self._calls.get_nowait()
+
+
+class AsyncRunner:
+    """AsyncLLM on an event loop of its own thread."""
+
+    def __init__(self, arguments: dict[str, Any], on_outputs: OnOutputs) -> None:
+        self._on_outputs = on_outputs
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._gathered: list[Any] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
+        self._thread.start()
+        try:
+            self._llm = self._on_loop(self._build(arguments), START_TIMEOUT_S)
+        except Exception as error:  # whatever vLLM raises, the caller must see it
+            raise _start_error(error) from error
+        self.vllm_config = self._llm.vllm_config
+
+    def post(self, call: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(call)
+
+    def add(self, job_id: str, tokens: list[int], params: Any, priority: int, refuse: Callable[[str], None]) -> None:
+        self._tasks[job_id] = self._loop.create_task(self._generate(job_id, tokens, params, priority, refuse))
+
+    def abort(self, job_id: str) -> None:
+        if (task := self._tasks.pop(job_id, None)) is not None:
+            task.cancel()  # AsyncLLM aborts the request of a cancelled generator
+
+    def forget_prefixes(self) -> None:
+        self._tasks["forget_prefixes"] = self._loop.create_task(self._forget_prefixes())
+
+    def stop(self) -> None:
+        self._on_loop(self._shut_down(), STOP_TIMEOUT_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(STOP_TIMEOUT_S)
+        self._loop.close()
+
+    def _on_loop(self, work: Any, timeout_s: float) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
+
+    async def _build(self, arguments: dict[str, Any]) -> Any:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+
+    async def _forget_prefixes(self) -> None:
+        await self._llm.reset_prefix_cache()
+        self._tasks.pop("forget_prefixes", None)
+
+    async def _generate(
+        self, job_id: str, tokens: list[int], params: Any, priority: int, refuse: Callable[[str], None]
+    ) -> None:
+        try:
+            async for output in self._llm.generate(vllm_prompt(tokens), params, job_id, priority=priority):
+                self._gather(output)
+        except ValueError as error:
+            refuse(str(error))
+        finally:
+            self._tasks.pop(job_id, None)
+
+    def _gather(self, output: Any) -> None:
+        """The outputs of one engine step become ready in one turn of the loop, so they make one batch."""
+        if not self._gathered:
+            self._loop.call_soon(self._flush)
+        self._gathered.append(output)
+
+    def _flush(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        self._on_outputs(gathered)
+
+    async def _shut_down(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._llm.shutdown()
+
+
+def _start_error(error: BaseException) -> ConfigError:
+    return ConfigError("engine", f"vLLM could not start: {type(error).__name__}: {error}")

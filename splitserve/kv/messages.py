@@ -1,0 +1,154 @@
+"""Messages between KV control channels: msgpack by msgspec, versioned, size-limited. Nothing here is ever pickled.
+
+A frame is the envelope `[version, sender uuid, recipient uuid, body]`; the body is a tagged union, so a frame says what
+it is. What can't be decoded raises `Malformed` with the kind to count it under; the channel drops it.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from splitserve.core.worker import KvFormat, TransferStats
+from splitserve.kv.layout import PROMPT_HASH_BYTES
+from splitserve.kv.ticket import TransferKey
+
+PROTOCOL_VERSION = 1
+MAX_MESSAGE_BYTES = 4 << 20
+
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Sentence = Annotated[str, Meta(max_length=4096)]
+Count = Annotated[int, Meta(ge=0, lt=1 << 40)]
+BlockId = Annotated[int, Meta(ge=0, lt=1 << 31)]
+Digest = Annotated[bytes, Meta(min_length=PROMPT_HASH_BYTES, max_length=PROMPT_HASH_BYTES)]
+Endpoint = Annotated[str, Meta(pattern=r"^tcp://(\[[0-9a-fA-F:]+\]|[0-9.]+):[0-9]{1,5}$", max_length=128)]
+
+
+class Body(msgspec.Struct, frozen=True, array_like=True, tag=str.lower):
+    """Base of every message."""
+
+
+class Hello(Body):
+    """Both, at join: who I am, how to reach me, how to write my memory."""
+
+    endpoint: Endpoint
+    kv: KvFormat
+    address: bytes
+
+
+class HelloReply(Body):
+    """Answer to a Hello that asked for worker `asked`: my own side, or why we don't fit."""
+
+    asked: Name
+    kv: KvFormat
+    address: bytes
+    refused: Sentence = ""
+
+
+class TicketMessage(Body):
+    """Base of messages about one transfer."""
+
+    transfer_id: Name
+    epoch: Count
+
+    @property
+    def key(self) -> TransferKey:
+        return TransferKey(self.transfer_id, self.epoch)
+
+
+class Register(TicketMessage):
+    """Destination to source: write the prompt's block `first_block + i` into my block `blocks[i]`, in every layer."""
+
+    prompt_hash: Digest
+    first_block: Count
+    blocks: Annotated[tuple[BlockId, ...], Meta(max_length=1 << 19)]
+    deadline_s: float
+
+
+class Progress(TicketMessage):
+    """Source to destination: the claim is known; so many blocks, summed over layers, are written."""
+
+    written: Count = 0
+
+
+class Done(TicketMessage):
+    """Source to destination: every WRITE completed. Sent before the prefill ended, `stats.uncovered_s` is 0."""
+
+    stats: TransferStats
+
+
+class Failed(TicketMessage):
+    """Source to destination: no WRITE is in flight, none will come."""
+
+    reason: Name
+    message: Sentence = ""
+
+
+class Cancel(TicketMessage):
+    """Destination to source: stop."""
+
+
+class Cancelled(TicketMessage):
+    """Source to destination: no WRITE is in flight, none will come."""
+
+
+class Ping(Body):
+    """Are you there? Answered by the channel's own thread."""
+
+
+class Pong(Body):
+    """I am."""
+
+
+class Goodbye(Body):
+    """I am ending in good order: no WRITE of mine is in flight."""
+
+
+Message = Hello | HelloReply | Register | Progress | Done | Failed | Cancel | Cancelled | Ping | Pong | Goodbye
+FromSource = Progress | Done | Failed | Cancelled
+FromDestination = Register | Cancel
+
+
+class Malformed(Exception):
+    """A frame that can't be read. `kind` is what to count it under."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"unreadable KV control message: {kind}")
+        self.kind = kind
+
+
+class _Envelope(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+    sender: Name
+    recipient: Name
+    body: msgspec.Raw
+
+
+class Codec:
+    """Turns messages into frames and back. One per thread: msgspec's encoders are not shared."""
+
+    def __init__(self, uuid: str) -> None:
+        self._uuid = uuid
+        self._encoder = msgspec.msgpack.Encoder()
+        self._envelopes = msgspec.msgpack.Decoder(_Envelope)
+        self._bodies: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+    def encode(self, recipient: str, message: Message) -> bytes:
+        """A frame for this worker. Raises Malformed("oversized") rather than make one that would be refused."""
+        body = msgspec.Raw(self._encoder.encode(message))
+        frame = self._encoder.encode(_Envelope(PROTOCOL_VERSION, self._uuid, recipient, body))
+        if len(frame) > MAX_MESSAGE_BYTES:
+            raise Malformed("oversized")
+        return frame
+
+    def decode(self, frame: bytes) -> tuple[str, str, Message]:
+        """Sender, recipient and message. Raises Malformed."""
+        if len(frame) > MAX_MESSAGE_BYTES:
+            raise Malformed("oversized")
+        try:
+            envelope = self._envelopes.decode(frame)
+            if envelope.version != PROTOCOL_VERSION:
+                raise Malformed("version")
+            return envelope.sender, envelope.recipient, self._bodies.decode(envelope.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Malformed("malformed") from error

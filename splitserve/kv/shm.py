@@ -1,0 +1,142 @@
+"""KV transport over memory that processes of one machine share: real one-sided WRITEs without torch or NIXL.
+
+Used by the simulated engine and by tests. Each worker owns one memfd (a temporary file where there is none) holding its
+blocks behind a header page; a peer maps it through /proc and copies into it, so a WRITE is done when `write` returns.
+The owner may read and write its own blocks from any thread; everything else belongs to the transfer thread.
+"""
+
+import mmap
+import os
+import secrets
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from splitserve.kv.transport import TransportError, WriteState
+
+_HEADER_BYTES = mmap.PAGESIZE
+_COOKIE_BYTES = 16
+
+
+class _Address(msgspec.Struct, frozen=True, array_like=True):
+    path: str
+    cookie: bytes
+    layers: int
+    blocks: int
+    block_bytes: int
+
+
+@dataclass(slots=True)
+class _Memory:
+    """One worker's blocks, ours or a peer's."""
+
+    view: memoryview
+    layers: int
+    blocks: int
+    block_bytes: int
+
+    def block(self, layer: int, block: int) -> memoryview:
+        if not (0 <= layer < self.layers and 0 <= block < self.blocks):
+            raise TransportError(f"block {block} of layer {layer} is outside {self.layers} x {self.blocks} blocks")
+        begin = _HEADER_BYTES + (layer * self.blocks + block) * self.block_bytes
+        return self.view[begin : begin + self.block_bytes]
+
+
+class ShmTransport:
+    """A `Transport`; also hands out its own memory by (layer, block)."""
+
+    def __init__(self, layers: int, blocks: int, block_bytes: int) -> None:
+        cookie = secrets.token_bytes(_COOKIE_BYTES)
+        size = _HEADER_BYTES + layers * blocks * block_bytes
+        self._fd, self._file = _make_file(size)
+        self._own = _Memory(_map(self._fd, size), layers, blocks, block_bytes)
+        self._own.view[:_COOKIE_BYTES] = cookie
+        path = self._file or f"/proc/{os.getpid()}/fd/{self._fd}"
+        self._address = msgspec.msgpack.encode(_Address(path, cookie, layers, blocks, block_bytes))
+        self._peers: dict[str, _Memory] = {}
+
+    def block(self, layer: int, block: int) -> memoryview:
+        """One block of this worker's own memory, to fill or to check."""
+        return self._own.block(layer, block)
+
+    @property
+    def address(self) -> bytes:
+        return self._address
+
+    def connect(self, peer: str, address: bytes) -> None:
+        if peer not in self._peers:
+            self._peers[peer] = _open(_decode(address), self._own)
+
+    def disconnect(self, peer: str) -> None:
+        self._peers.pop(peer, None)
+
+    def write(self, peer: str, layer: int, source: Sequence[int], destination: Sequence[int]) -> object:
+        memory = self._peers.get(peer)
+        if memory is None:
+            raise TransportError(f"worker {peer} is not connected")
+        for ours, theirs in zip(source, destination, strict=True):
+            memory.block(layer, theirs)[:] = self._own.block(layer, ours)
+        return WriteState.DONE
+
+    def poll(self, handle: object) -> WriteState:
+        assert isinstance(handle, WriteState)
+        return handle
+
+    def progress(self) -> None:
+        """Nothing to do: peers' bytes arrive without our help."""
+
+    def close(self) -> None:
+        """Unlinks the memory. It stays mapped until the last view of it is gone, here and at peers."""
+        self._peers.clear()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._file:
+            os.unlink(self._file)
+            self._file = ""
+
+
+def _make_file(size: int) -> tuple[int, str]:
+    """A file descriptor, and the path to unlink when it is a real file."""
+    if hasattr(os, "memfd_create"):
+        fd, path = os.memfd_create("splitserve-kv", os.MFD_CLOEXEC), ""
+    else:
+        fd, path = tempfile.mkstemp(prefix="splitserve-kv-")
+    os.ftruncate(fd, size)
+    return fd, path
+
+
+def _map(fd: int, size: int) -> memoryview:
+    return memoryview(mmap.mmap(fd, size))
+
+
+def _decode(address: bytes) -> _Address:
+    try:
+        return msgspec.msgpack.decode(address, type=_Address)
+    except msgspec.DecodeError as error:
+        raise TransportError("the peer's address is not of a shared-memory transport") from error
+
+
+def _open(peer: _Address, own: _Memory) -> _Memory:
+    """Maps a peer's memory. The cookie proves that the path still leads to that peer."""
+    if (peer.layers, peer.block_bytes) != (own.layers, own.block_bytes):
+        raise TransportError(
+            f"the peer has {peer.layers} layers of {peer.block_bytes} bytes a block, "
+            f"this worker {own.layers} of {own.block_bytes}"
+        )
+    size = _HEADER_BYTES + peer.layers * peer.blocks * peer.block_bytes
+    try:
+        fd = os.open(peer.path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise TransportError(f"can't open the peer's memory: {error.strerror}; is it on this machine?") from error
+    try:
+        if os.fstat(fd).st_size < size:
+            raise TransportError("the peer's memory is smaller than it says")
+        view = _map(fd, size)
+    finally:
+        os.close(fd)
+    if view[:_COOKIE_BYTES] != peer.cookie:
+        raise TransportError("the peer's memory belongs to another process now")
+    return _Memory(view, peer.layers, peer.blocks, peer.block_bytes)

@@ -1,0 +1,91 @@
+"""What a transfer is called, what each side says of it, and what an engine is told: plain values.
+
+`transfer.py` re-exports all of it; the modules below it import from here, so that nothing imports in a circle.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from splitserve.core.worker import KvPeer, TransferStats
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TransferKey:
+    transfer_id: str
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.transfer_id}/{self.epoch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Destination: what the source is asked to write. `blocks[i]` receives the prompt's block `first_block + i`.
+    `deadline_s` is what is left of the request's time when the claim is made."""
+
+    key: TransferKey
+    source: KvPeer
+    prompt_hash: bytes
+    first_block: int
+    blocks: tuple[int, ...]
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Source: a prefill whose KV `destination` may claim."""
+
+    key: TransferKey
+    destination: KvPeer
+    prompt_hash: bytes
+    prompt_blocks: int  # blocks that the whole prompt takes, the last one perhaps partly filled
+
+
+@dataclass(slots=True)
+class Results:
+    """What the engine must be told since the last call.
+
+    received  destination: all KV is there
+    failed    destination: it won't come, and nobody will write these blocks any more
+    released  destination: an abandoned claim is fenced; its blocks may be freed
+    sent      source: nothing reads this prefill's blocks any more, sent or not; they may be freed
+
+    A claim is named exactly once, in one of the first three lists; an offered prefill exactly once in the last. A claim
+    that ended while `abandon` was on its way may still be named as received or failed: that fences it just as well.
+    """
+
+    received: list[TransferKey] = field(default_factory=list)
+    failed: list[TransferKey] = field(default_factory=list)
+    released: list[TransferKey] = field(default_factory=list)
+    sent: list[TransferKey] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.received or self.failed or self.released or self.sent)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferEnded:
+    """Told to `on_event` once per key and side. `error` is empty on success."""
+
+    key: TransferKey
+    source_side: bool
+    stats: TransferStats
+    error: str = ""
+
+
+OnEvent = Callable[[TransferEnded], None]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has happened since the service started, for metrics. Changed by the transfer thread only."""
+
+    bytes_written: int = 0
+    writes: int = 0
+    cancels: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)  # messages and calls that fit no state, by kind
+    failures: Counter[str] = field(default_factory=Counter)  # ended transfers of either side, by reason
+
+    def copy(self) -> "Counters":
+        return Counters(self.bytes_written, self.writes, self.cancels, self.dropped.copy(), self.failures.copy())

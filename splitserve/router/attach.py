@@ -1,0 +1,136 @@
+"""The Fleet service: one call per worker, a thin shell that moves messages between the wire and `membership`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+
+from splitserve.core.errors import DeadlineExceeded, InvalidRequest, JoinRefused, SplitserveError, Unavailable
+from splitserve.router.membership import (
+    Attachment,
+    Membership,
+    Order,
+    SendCancel,
+    SendDrain,
+    SendJob,
+    SendPeers,
+    SendPool,
+)
+from splitserve.rpc import convert
+from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
+from splitserve.rpc.status import abort
+from splitserve.telemetry.logs import Logger
+
+_JOIN_WITHIN_S = 10.0
+
+
+class FleetService(worker_pb2_grpc.FleetServicer):
+    def __init__(self, membership: Membership, router_uuid: str, heartbeat_interval_s: float, logger: Logger) -> None:
+        self._membership = membership
+        self._welcome = worker_pb2.Welcome(router_uuid=router_uuid, heartbeat_interval_s=heartbeat_interval_s)
+        self._logger = logger
+
+    async def Attach(
+        self, messages: AsyncIterator[worker_pb2.WorkerMessage], context: grpc.aio.ServicerContext
+    ) -> None:
+        """Lives as long as the worker does."""
+        try:
+            attachment = self._membership.join(await _joining(messages))
+        except SplitserveError as error:
+            self._logger.warning("worker refused", reason=str(error), peer=context.peer())
+            await abort(context, error)
+        await self._attached(attachment, messages, context)
+
+    async def _attached(
+        self,
+        attachment: Attachment,
+        messages: AsyncIterator[worker_pb2.WorkerMessage],
+        context: grpc.aio.ServicerContext,
+    ) -> None:
+        info = attachment.info
+        self._logger.info("worker joined", worker=info.name, uuid=info.uuid, pool=info.pool.value)
+        reason = "its stream broke"
+        try:
+            await self._exchange(attachment, messages, context)
+            reason = "it ended its stream"
+        except SplitserveError as error:
+            reason = str(error)
+            await abort(context, error)
+        finally:
+            self._membership.leave(info.uuid, reason)
+            self._logger.info("worker left", worker=info.name, uuid=info.uuid, reason=reason)
+
+    async def _exchange(
+        self,
+        attachment: Attachment,
+        messages: AsyncIterator[worker_pb2.WorkerMessage],
+        context: grpc.aio.ServicerContext,
+    ) -> None:
+        """Until the worker ends its stream. Raises Unavailable if the router gave it up."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                others = (
+                    tasks.create_task(self._tell(attachment, context)),
+                    tasks.create_task(_given_up(attachment)),
+                )
+                await self._listen(attachment.info.uuid, messages)
+                for task in others:
+                    task.cancel()
+        except* SplitserveError as group:
+            raise _first(group) from group
+
+    async def _listen(self, uuid: str, messages: AsyncIterator[worker_pb2.WorkerMessage]) -> None:
+        async for message in messages:
+            load = convert.load_from_proto(message.load) if message.HasField("load") else None
+            self._membership.heard(uuid, load, [convert.delta_from_proto(delta) for delta in message.deltas])
+
+    async def _tell(self, attachment: Attachment, context: grpc.aio.ServicerContext) -> None:
+        await context.write(worker_pb2.RouterMessage(welcome=self._welcome))
+        while True:
+            await context.write(_to_proto(await attachment.outbox.get()))
+
+
+async def _joining(messages: AsyncIterator[worker_pb2.WorkerMessage]) -> convert.WorkerInfo:
+    """The first message's worker. Raises JoinRefused."""
+    try:
+        async with asyncio.timeout(_JOIN_WITHIN_S):
+            first = await anext(messages, None)
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"no join within {_JOIN_WITHIN_S:g} s of attaching") from error
+    if first is None or not first.HasField("join"):
+        raise JoinRefused("join", "is missing; a worker's first message must have it")
+    if first.join.protocol_version != convert.PROTOCOL_VERSION:
+        theirs, ours = first.join.protocol_version, convert.PROTOCOL_VERSION
+        raise JoinRefused("protocol_version", f"{theirs}, but this router speaks {ours}; use one splitserve version")
+    try:
+        return convert.worker_info_from_proto(first.join.worker)
+    except InvalidRequest as error:
+        raise JoinRefused(error.field, error.message) from error
+
+
+async def _given_up(attachment: Attachment) -> None:
+    """A stopped worker reads nothing: its stream is ended beside whatever waits to be written to it."""
+    await attachment.gone.wait()
+    raise Unavailable(f"this router gave the worker up: {attachment.gone_reason}; attach again")
+
+
+def _first(group: BaseExceptionGroup[SplitserveError]) -> SplitserveError:
+    """TaskGroup and except* nest: the first leaf."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _to_proto(order: Order) -> worker_pb2.RouterMessage:
+    match order:
+        case SendJob(number, job):
+            return worker_pb2.RouterMessage(job=convert.job_to_proto(job, number))
+        case SendCancel(job_id):
+            return worker_pb2.RouterMessage(cancel=worker_pb2.Cancel(job_id=job_id))
+        case SendPeers(peers):
+            return worker_pb2.RouterMessage(
+                peers=worker_pb2.Peers(peers=[convert.kv_peer_to_proto(peer) for peer in peers])
+            )
+        case SendPool(pool):
+            return worker_pb2.RouterMessage(set_pool=worker_pb2.SetPool(pool=convert.pool_to_proto(pool)))
+        case SendDrain():
+            return worker_pb2.RouterMessage(drain=worker_pb2.Drain())

@@ -1,0 +1,247 @@
+"""Who is in the fleet, what goes to whom, and who hears what comes back.
+
+One object, used on the router's event loop only; no method awaits, so it needs no lock. What a worker is to be sent is
+put into its `Attachment`; the gRPC shell that empties it is `router/attach`. It chooses nothing (`routing/policy`) and
+retries nothing (`router/journey`).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+
+from splitserve.core.errors import JoinRefused, UnknownWorker
+from splitserve.core.fleet import Health, WorkerStatus
+from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Pool, WorkerInfo
+from splitserve.router.mailbox import Lost, Mailbox
+from splitserve.routing.fleet import Fleet
+
+
+@dataclass(frozen=True, slots=True)
+class SendJob:
+    number: int
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class SendCancel:
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendPeers:
+    peers: tuple[KvPeer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendPool:
+    pool: Pool
+
+
+@dataclass(frozen=True, slots=True)
+class SendDrain:
+    pass
+
+
+Order = SendJob | SendCancel | SendPeers | SendPool | SendDrain
+
+
+@dataclass(slots=True)
+class Attachment:
+    """The router's end of one worker's stream. `outbox` is what it is to be told; `gone` is set once it has left."""
+
+    info: WorkerInfo
+    outbox: asyncio.Queue[Order] = field(default_factory=asyncio.Queue)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    gone_reason: str = ""
+    finished_jobs: int = 0
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A job whose outcome has not come. `mailbox` is None once nobody waits for it."""
+
+    worker: str
+    mailbox: Mailbox | None
+
+
+class Membership:
+    """See the module's docstring. `changed` is called after whatever may let a waiting request go."""
+
+    def __init__(
+        self, model: str, fleet: Fleet, changed: Callable[[], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._model = model
+        self._fleet = fleet
+        self._changed = changed
+        self._clock = clock
+        self._attachments: dict[str, Attachment] = {}
+        self._sent: dict[str, _Sent] = {}
+
+    # Workers -----------------------------------------------------------------------------------------------------
+    def join(self, info: WorkerInfo) -> Attachment:
+        """Raises JoinRefused naming the field that disagrees with this router or with the workers it has."""
+        _check_alone(info, self._model)
+        for other in self._fleet.workers:
+            _check_beside(info, other)
+        attachment = self._attachments[info.uuid] = Attachment(info)
+        self._fleet.join(info, self._clock())
+        self._introduce()
+        self._changed()
+        return attachment
+
+    def leave(self, uuid: str, reason: str) -> None:
+        """The worker is gone: every journey that has a job there hears it now. Again for the same worker is harmless."""
+        attachment = self._attachments.pop(uuid, None)
+        if attachment is None:
+            return
+        self._fleet.leave(uuid)
+        for job_id in [job_id for job_id, sent in self._sent.items() if sent.worker == uuid]:
+            _tell(self._sent.pop(job_id), Lost(job_id, reason))
+        attachment.gone_reason = reason
+        attachment.gone.set()
+        self._introduce()
+        self._changed()
+
+    def expire(self, heartbeat_timeout_s: float) -> tuple[WorkerInfo, ...]:
+        """Drops the workers silent for so long, and returns them."""
+        gone = self._fleet.silent_since(self._clock() - heartbeat_timeout_s)
+        workers = tuple(self._attachments[uuid].info for uuid in gone)
+        for uuid in gone:
+            self.leave(uuid, f"it was silent for {heartbeat_timeout_s:g} s")
+        return workers
+
+    def heard(self, uuid: str, load: Load | None, deltas: Sequence[Delta]) -> None:
+        """One message of a worker. Its load comes first: a NotNow beside it is newer than what it grants."""
+        if uuid not in self._fleet:
+            return
+        now = self._clock()
+        if load is not None:
+            self._fleet.report(uuid, load, now)
+        if deltas:
+            self._fleet.heard(uuid, now, tokens=any(delta.token_ids for delta in deltas))
+            self._deliver(uuid, deltas)
+        if load is not None:
+            self._changed()
+
+    # Jobs --------------------------------------------------------------------------------------------------------
+    def send(self, uuid: str, job: Job, mailbox: Mailbox) -> None:
+        """Sends a job that was promised to this worker. If the worker is gone the mailbox hears that."""
+        if uuid not in self._attachments:
+            mailbox.put(Lost(job.job_id, "it left before the job was sent"))
+            return
+        number = self._fleet.sent(uuid, job.job_id)
+        self._sent[job.job_id] = _Sent(uuid, mailbox)
+        self._attachments[uuid].outbox.put_nowait(SendJob(number, job))
+
+    def cancel(self, job_id: str) -> None:
+        """Nobody waits for this job any more. Does nothing if it has ended."""
+        sent = self._sent.get(job_id)
+        if sent is not None and sent.mailbox is not None:
+            sent.mailbox = None
+            self._attachments[sent.worker].outbox.put_nowait(SendCancel(job_id))
+
+    def worker(self, uuid: str) -> WorkerInfo | None:
+        attachment = self._attachments.get(uuid)
+        return attachment.info if attachment is not None else None
+
+    def active_at(self, uuid: str) -> float:
+        """When the worker last did anything for any request, on the clock given; -inf if it is gone."""
+        return self._fleet.active_at(uuid)
+
+    # Operators ---------------------------------------------------------------------------------------------------
+    def drain(self, name_or_uuid: str) -> Attachment:
+        """No new jobs for this worker; its attachment tells when it has left. Raises UnknownWorker."""
+        attachment = self._named(name_or_uuid)
+        self._fleet.drain(attachment.info.uuid)
+        attachment.outbox.put_nowait(SendDrain())
+        self._changed()
+        return attachment
+
+    def set_pool(self, name_or_uuid: str, pool: Pool) -> WorkerStatus:
+        """Raises UnknownWorker."""
+        attachment = self._named(name_or_uuid)
+        self._fleet.set_pool(attachment.info.uuid, pool)
+        attachment.outbox.put_nowait(SendPool(pool))
+        self._changed()
+        return self._fleet.status(attachment.info.uuid, self._clock())
+
+    def statuses(self) -> tuple[WorkerStatus, ...]:
+        now = self._clock()
+        return tuple(self._fleet.status(worker.uuid, now) for worker in self._fleet.workers)
+
+    @property
+    def can_serve(self) -> bool:
+        """Whether some worker takes requests."""
+        return any(status.health is Health.READY for status in self.statuses())
+
+    @property
+    def token_limit(self) -> int | None:
+        """Longest prompt and output together that every worker can hold, in tokens; None without workers."""
+        return min((_token_limit(worker) for worker in self._fleet.workers), default=None)
+
+    # -------------------------------------------------------------------------------------------------------------
+    def _named(self, name_or_uuid: str) -> Attachment:
+        info = self._fleet.find(name_or_uuid)
+        if info is None:
+            names = ", ".join(worker.name for worker in self._fleet.workers) or "none"
+            raise UnknownWorker(f"no live worker is named {name_or_uuid!r}; there are: {names}")
+        return self._attachments[info.uuid]
+
+    def _deliver(self, uuid: str, deltas: Iterable[Delta]) -> None:
+        for delta in deltas:
+            sent = self._sent.get(delta.job_id)
+            if sent is None or sent.worker != uuid:
+                continue
+            if delta.outcome is not None:
+                self._end(uuid, delta)
+            _tell(sent, delta)
+
+    def _end(self, uuid: str, delta: Delta) -> None:
+        assert delta.outcome is not None
+        del self._sent[delta.job_id]
+        self._fleet.ended(uuid, delta.job_id)
+        if delta.outcome.failure is Failure.NOT_NOW:
+            self._fleet.refused(uuid)
+        self._attachments[uuid].finished_jobs += delta.outcome.failure is None
+
+    def _introduce(self) -> None:
+        """Tells every worker who its peers are now."""
+        peers = tuple(worker.kv_peer for worker in self._fleet.workers)
+        for attachment in self._attachments.values():
+            others = tuple(peer for peer in peers if peer != attachment.info.kv_peer)
+            attachment.outbox.put_nowait(SendPeers(others))
+
+
+def _tell(sent: _Sent, event: Delta | Lost) -> None:
+    if sent.mailbox is not None:
+        sent.mailbox.put(event)
+
+
+def _token_limit(worker: WorkerInfo) -> int:
+    return min(worker.max_model_len, worker.total_blocks * worker.kv.block_size)
+
+
+def _check_alone(info: WorkerInfo, model: str) -> None:
+    if info.model != model:
+        raise JoinRefused(
+            "model", f"{info.model!r}, but this router serves {model!r}; start the worker with that model"
+        )
+    for name in ("uuid", "name"):
+        if not getattr(info, name):
+            raise JoinRefused(name, "is empty; a worker needs one")
+    for name in ("total_blocks", "max_sequences", "max_model_len"):
+        if getattr(info, name) < 1:
+            raise JoinRefused(name, "is 0: the worker could serve nothing")
+    if info.kv.block_size < 1:
+        raise JoinRefused("kv.block_size", "is 0: a block must hold a token")
+
+
+def _check_beside(info: WorkerInfo, other: WorkerInfo) -> None:
+    for name in ("uuid", "name"):
+        if getattr(info, name) == getattr(other, name):
+            raise JoinRefused(name, f"{getattr(info, name)!r} is taken by a live worker; choose another {name}")
+    for kv in fields(info.kv):
+        mine, theirs = getattr(info.kv, kv.name), getattr(other.kv, kv.name)
+        if mine != theirs:
+            raise JoinRefused(f"kv.{kv.name}", f"{mine}, but the fleet's is {theirs} ({other.name}); start it alike")

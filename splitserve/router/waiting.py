@@ -1,0 +1,156 @@
+"""Requests that have no route yet. They wait here and not in a worker, so that no decode block is held meanwhile.
+
+Strictly by (priority, arrival): what can't go now holds up whatever is behind it, so a long prompt never starves. Only a
+request that must avoid certain workers is passed by. One object on the router's event loop; `pump` never awaits. A route
+is bound late and its promise to the workers is given back on every ending.
+"""
+
+import asyncio
+import time
+from bisect import insort
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from splitserve.core.errors import Overloaded, Unavailable
+from splitserve.core.worker import Pool, WorkerInfo
+from splitserve.routing.fleet import Fleet, Promise
+from splitserve.routing.policy import Need, NoRoute, Route, choose
+
+_SHORTEST_RETRY_S = 0.5
+_LONGEST_RETRY_S = 30.0
+_NEW_GAP_WEIGHT = 0.1  # of the moving mean of the time between two bindings
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One attempt's wish. `job_prefix` is unique among all attempts; a request that was served before is never refused
+    for want of room."""
+
+    need: Need
+    job_prefix: str
+    priority: int
+    arrived_at: float
+    served_before: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A bound route. `prefill` is None where the decode worker computes the prompt itself."""
+
+    decode: WorkerInfo
+    prefill: WorkerInfo | None
+    job_prefix: str
+    bound_at: float
+
+    @property
+    def decode_job_id(self) -> str:
+        return f"{self.job_prefix}/decode"
+
+    @property
+    def prefill_job_id(self) -> str:
+        return f"{self.job_prefix}/prefill"
+
+
+@dataclass(slots=True, order=True)
+class _Waiter:
+    priority: int
+    arrived_at: float
+    number: int
+    ask: Ask = field(compare=False)
+    bound: asyncio.Future[Binding] = field(compare=False)
+
+
+class WaitingRequests:
+    def __init__(self, fleet: Fleet, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._fleet = fleet
+        self._limit = limit
+        self._clock = clock
+        self._waiters: list[_Waiter] = []
+        self._picky: list[_Waiter] = []
+        self._number = 0
+        self._last_bound_at: float | None = None
+        self._bind_gap_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._waiters) + len(self._picky)
+
+    @asynccontextmanager
+    async def bound(self, ask: Ask) -> AsyncIterator[Binding]:
+        """Waits for a route and holds its promise until the jobs are sent or the block is left. Raises Overloaded if too
+        many wait, Unavailable if no live worker can ever serve it."""
+        waiter = self._enter(ask)
+        try:
+            self.pump()
+            yield await waiter.bound
+        finally:
+            self._leave(waiter)
+
+    def pump(self) -> None:
+        """Binds whatever can go now. To be called whenever a worker's grant or the fleet has changed."""
+        for waiter in tuple(self._picky):
+            self._settle(waiter, self._picky)
+        while self._waiters and self._settle(self._waiters[0], self._waiters):
+            pass
+
+    def _enter(self, ask: Ask) -> _Waiter:
+        if len(self) >= self._limit and not ask.served_before:
+            raise Overloaded(f"{len(self)} requests are waiting, the most this router keeps", self._retry_after_s())
+        self._number += 1
+        waiter = _Waiter(ask.priority, ask.arrived_at, self._number, ask, asyncio.get_running_loop().create_future())
+        insort(self._queue_of(waiter), waiter)
+        return waiter
+
+    def _leave(self, waiter: _Waiter) -> None:
+        queue = self._queue_of(waiter)
+        if waiter in queue:
+            queue.remove(waiter)
+        if waiter.bound.done() and not waiter.bound.cancelled() and waiter.bound.exception() is None:
+            self._withdraw(waiter.bound.result())
+        self.pump()
+
+    def _queue_of(self, waiter: _Waiter) -> list[_Waiter]:
+        return self._picky if waiter.ask.need.picky else self._waiters
+
+    def _settle(self, waiter: _Waiter, queue: list[_Waiter]) -> bool:
+        """Whether the waiter need not wait any more."""
+        if not waiter.bound.done():
+            choice = choose(self._fleet.candidates(self._clock()), waiter.ask.need)
+            if isinstance(choice, Route):
+                waiter.bound.set_result(self._bind(choice, waiter.ask))
+            elif isinstance(choice, NoRoute):
+                waiter.bound.set_exception(Unavailable(choice.reason))
+            else:
+                return False
+        queue.remove(waiter)
+        return True
+
+    def _bind(self, route: Route, ask: Ask) -> Binding:
+        workers = {worker.uuid: worker for worker in self._fleet.workers}
+        binding = Binding(
+            decode=workers[route.decode],
+            prefill=workers[route.prefill] if route.prefill is not None else None,
+            job_prefix=ask.job_prefix,
+            bound_at=self._clock(),
+        )
+        tokens = ask.need.tokens
+        decode = Promise(Pool.DECODE, tokens, waits_for_kv=route.prefill is not None)
+        self._fleet.promise(route.decode, binding.decode_job_id, decode)
+        if route.prefill is not None:
+            self._fleet.promise(route.prefill, binding.prefill_job_id, Promise(Pool.PREFILL, tokens))
+        self._note_bound(binding.bound_at)
+        return binding
+
+    def _withdraw(self, binding: Binding) -> None:
+        self._fleet.withdraw(binding.decode.uuid, binding.decode_job_id)
+        if binding.prefill is not None:
+            self._fleet.withdraw(binding.prefill.uuid, binding.prefill_job_id)
+
+    def _note_bound(self, now: float) -> None:
+        if self._last_bound_at is not None:
+            self._bind_gap_s += _NEW_GAP_WEIGHT * (now - self._last_bound_at - self._bind_gap_s)
+        self._last_bound_at = now
+
+    def _retry_after_s(self) -> float:
+        """When the queue will have moved by half, at the pace of late."""
+        return min(_LONGEST_RETRY_S, max(_SHORTEST_RETRY_S, self._bind_gap_s * len(self) / 2))

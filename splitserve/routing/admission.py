@@ -1,0 +1,251 @@
+"""What a worker grants: the one rule by which a worker takes a job and a router predicts that it will.
+
+Pure. `Capacity` is a worker's own account, changed by its event loop alone; the `fits_*` and `after_*` functions work on
+a `Load`, so that a router predicts with what the worker decides by. It is not the engine's allocator: blocks are counted
+here when a job is taken, whether or not the engine has handed them out yet.
+
+**Why two soft-role workers can't wait for each other for ever.** A decode that waits for KV holds blocks and makes no
+progress by itself; everything else (a prefill, a running decode) goes on with what it holds and ends. So only parked
+blocks must be bounded: they may take `parked_limit`, and the rest, the *reserve*, is left to work that ends. With
+
+    reserve      = blocks of max_model_len, at most half of all blocks (rounded up)
+    parked_limit = all blocks - reserve
+
+whatever a decode can wait for is no larger than the reserve, so the prefill that another worker's parked decode waits
+for fits as soon as the work in front of it has ended. A worker with less memory than two prompts of full length can't
+park the longest ones: they are computed where they decode. Sequences obey the same rule: one of them stays free for a
+prefill, unless there is only one.
+"""
+
+from dataclasses import dataclass, replace
+
+from splitserve.core.worker import DecodeJob, Failure, Job, Load, Pool, PrefillJob
+
+PREFILL_STEPS_AHEAD = 2  # prompt tokens accepted ahead of the engine, in steps: one runs, one is ready
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A worker's fixed bounds, in blocks; the router derives the same from `WorkerInfo`."""
+
+    total: int
+    reserve: int
+
+    @classmethod
+    def of(cls, total_blocks: int, max_model_len: int, block_size: int) -> "Limits":
+        return cls(total_blocks, min(blocks_of(max_model_len, block_size), -(-total_blocks // 2)))
+
+    @property
+    def parked_limit(self) -> int:
+        return self.total - self.reserve
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a job is not taken. NOT_NOW passes with time, TRANSFER says: compute the prompt where it decodes, INVALID
+    that no worker like this one ever can."""
+
+    failure: Failure
+    reason: str
+    field: str = ""
+
+
+# One rule for prediction and decision ---------------------------------------------------------------------------------
+def blocks_of(tokens: int, block_size: int) -> int:
+    """Blocks that `tokens` take, the last one perhaps partly filled."""
+    return -(-tokens // block_size)
+
+
+def decode_blocks(tokens: int, block_size: int) -> int:
+    """Blocks that a decode starts with: its context and the first token it makes."""
+    return blocks_of(tokens + 1, block_size)
+
+
+def fits_prefill(load: Load, tokens: int, block_size: int) -> bool:
+    """Whether a worker with this load takes a prefill of `tokens` prompt tokens."""
+    return _prefill_obstacle(load, tokens, block_size) is None
+
+
+def fits_decode(load: Load, tokens: int, block_size: int, waits_for_kv: bool) -> bool:
+    """Whether a worker with this load takes a decode with `tokens` of context, whose KV comes from elsewhere or not."""
+    return _decode_obstacle(load, tokens, block_size, waits_for_kv) is None
+
+
+def after_prefill(load: Load, tokens: int, block_size: int) -> Load:
+    """The load once it has taken a prefill."""
+    return replace(
+        load,
+        free_blocks=max(0, load.free_blocks - blocks_of(tokens, block_size)),
+        prefill_tokens=load.prefill_tokens + tokens,
+        running=load.running + 1,
+    )
+
+
+def after_decode(load: Load, tokens: int, block_size: int, waits_for_kv: bool) -> Load:
+    """The load once it has taken a decode."""
+    blocks = decode_blocks(tokens, block_size)
+    return replace(
+        load,
+        free_blocks=max(0, load.free_blocks - blocks),
+        free_sequences=max(0, load.free_sequences - 1),
+        parked_limit_blocks=max(0, load.parked_limit_blocks - blocks) if waits_for_kv else load.parked_limit_blocks,
+        prefill_tokens=load.prefill_tokens + (0 if waits_for_kv else tokens),
+        running=load.running + (0 if waits_for_kv else 1),
+    )
+
+
+def _prefill_obstacle(load: Load, tokens: int, block_size: int) -> str | None:
+    return _common_obstacle(load, blocks_of(tokens, block_size)) or _no_prefill_slot(load)
+
+
+def _decode_obstacle(load: Load, tokens: int, block_size: int, waits_for_kv: bool) -> str | None:
+    blocks = decode_blocks(tokens, block_size)
+    if load.free_sequences < 1:
+        return "every sequence is taken"
+    if waits_for_kv and blocks > load.parked_limit_blocks:
+        return f"{blocks} blocks are needed to wait for KV and {load.parked_limit_blocks} may still wait"
+    return _common_obstacle(load, blocks) or (None if waits_for_kv else _no_prefill_slot(load))
+
+
+def _common_obstacle(load: Load, blocks: int) -> str | None:
+    if load.draining:
+        return "the worker is draining"
+    if blocks > load.free_blocks:
+        return f"{blocks} blocks are needed and {load.free_blocks} are free"
+    return None
+
+
+def _no_prefill_slot(load: Load) -> str | None:
+    if load.prefill_tokens < load.prefill_token_limit:
+        return None
+    return f"{load.prefill_tokens} prompt tokens wait already; the limit is {load.prefill_token_limit}"
+
+
+# A worker's own account -----------------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class _Held:
+    """What one job has taken. `to_compute`: prompt tokens that this worker has yet to compute."""
+
+    prefill: bool
+    parked: bool
+    tokens: int
+    blocks: int
+    to_compute: int
+
+
+class Capacity:
+    """A worker's account of its blocks, sequences and prefill slots, for all routers together."""
+
+    def __init__(
+        self, total_blocks: int, block_size: int, max_sequences: int, max_model_len: int, max_batched_tokens: int
+    ) -> None:
+        self._block_size = block_size
+        self._max_model_len = max_model_len
+        self._limits = Limits.of(total_blocks, max_model_len, block_size)
+        self._decode_sequences = max(1, max_sequences - 1)
+        self._prefill_token_limit = PREFILL_STEPS_AHEAD * max_batched_tokens
+        self._jobs: dict[str, _Held] = {}
+        self._pinned = 0
+        self._quarantined = 0
+        self._produced = 0
+        self.draining = False
+
+    @property
+    def jobs(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def parked_jobs(self) -> int:
+        return sum(held.parked for held in self._jobs.values())
+
+    @property
+    def quarantined_share(self) -> float:
+        return self._quarantined / self._limits.total
+
+    def admit(self, job: Job) -> Refusal | None:
+        """Takes the job, which then holds its blocks until `ended`; or says why not, and nothing has changed."""
+        refusal = self._never(job) or self._not_now(job)
+        if refusal is None:
+            self._jobs[job.job_id] = self._held(job)
+        return refusal
+
+    def progressed(self, job_id: str, tokens: int) -> None:
+        """The engine gave news of a job, with so many new tokens: its prompt is computed, or its KV has arrived."""
+        held = self._jobs[job_id]
+        held.parked, held.to_compute = False, 0
+        held.tokens += tokens
+        held.blocks = max(held.blocks, blocks_of(held.tokens, self._block_size))
+        self._produced += tokens
+
+    def ended(self, job_id: str) -> None:
+        """The job is over, whatever way."""
+        del self._jobs[job_id]
+
+    def outlived(self, pinned_blocks: int, quarantined_blocks: int) -> None:
+        """What the engine says is held by KV still being sent, and by claims that a silent peer may still write."""
+        self._pinned, self._quarantined = pinned_blocks, quarantined_blocks
+
+    def load(self, pool: Pool, seen_jobs: int = 0) -> Load:
+        """What a router is told; `seen_jobs` is that router's."""
+        held = self._jobs.values()
+        parked_blocks = sum(job.blocks for job in held if job.parked)
+        return Load(
+            seen_jobs=seen_jobs,
+            free_blocks=self._free_blocks(),
+            free_sequences=max(0, self._decode_sequences - sum(not job.prefill for job in held)),
+            prefill_tokens=sum(job.to_compute for job in held),
+            prefill_token_limit=self._prefill_token_limit,
+            parked_limit_blocks=max(0, self._limits.parked_limit - self._quarantined - parked_blocks),
+            running=len(self._jobs) - self.parked_jobs,
+            quarantined_blocks=self._quarantined,
+            pinned_blocks=self._pinned,
+            pool=pool,
+            draining=self.draining,
+            produced_tokens=self._produced,
+        )
+
+    def _free_blocks(self) -> int:
+        """A computed prefill whose job goes on is both pinned and held: its blocks count once."""
+        held = sum(job.blocks for job in self._jobs.values())
+        still_owned = sum(job.blocks for job in self._jobs.values() if job.prefill and job.to_compute == 0)
+        ownerless = max(0, self._pinned - still_owned)
+        return max(0, self._limits.total - held - ownerless - self._quarantined)
+
+    def _never(self, job: Job) -> Refusal | None:
+        if job.job_id in self._jobs:
+            return Refusal(Failure.INVALID, f"{job.job_id!r} is running already", "job_id")
+        tokens, room = context_tokens(job), self._max_model_len - (0 if isinstance(job, PrefillJob) else 1)
+        if tokens > room:
+            reason = f"{tokens} tokens; the model takes at most {room} before the first one it makes: shorten it"
+            return Refusal(Failure.INVALID, reason, "prompt")
+        return self._too_large(job, self._held(job).blocks)
+
+    def _too_large(self, job: Job, blocks: int) -> Refusal | None:
+        if blocks > self._limits.total:
+            reason = f"{blocks} blocks of KV; the worker has {self._limits.total}: shorten it"
+            return Refusal(Failure.INVALID, reason, "prompt")
+        limit = self._limits.reserve if isinstance(job, PrefillJob) else self._limits.parked_limit
+        if job.ticket is not None and blocks > limit:
+            reason = f"{blocks} blocks can't move through this worker, which has room for {limit} of KV on its way; "
+            return Refusal(Failure.TRANSFER, reason + "compute the prompt where it decodes")
+        return None
+
+    def _not_now(self, job: Job) -> Refusal | None:
+        load, tokens = self.load(Pool.PREFILL), context_tokens(job)
+        if isinstance(job, PrefillJob):
+            obstacle = _prefill_obstacle(load, tokens, self._block_size)
+        else:
+            obstacle = _decode_obstacle(load, tokens, self._block_size, job.ticket is not None)
+        return Refusal(Failure.NOT_NOW, obstacle) if obstacle else None
+
+    def _held(self, job: Job) -> _Held:
+        tokens = context_tokens(job)
+        if isinstance(job, PrefillJob):
+            return _Held(True, False, tokens, blocks_of(tokens, self._block_size), tokens)
+        parked = job.ticket is not None
+        return _Held(False, parked, tokens, decode_blocks(tokens, self._block_size), 0 if parked else tokens)
+
+
+def context_tokens(job: Job) -> int:
+    """Tokens whose KV the job needs before it makes one."""
+    return len(job.prompt) + (len(job.output) if isinstance(job, DecodeJob) else 0)

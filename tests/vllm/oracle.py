@@ -1,0 +1,53 @@
+"""What one colocated engine says: vLLM by itself, without a connector of ours, in a process of its own."""
+
+import multiprocessing as mp
+import os
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+ANSWER_TIMEOUT_S = 240
+
+
+def _serve(pipe: Connection, model: str, max_model_len: int, core: int) -> None:
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    os.environ |= {"TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+    import torch
+
+    from vllm import LLM, SamplingParams
+
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    llm = LLM(
+        model=model,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=max_model_len,
+        kv_cache_memory_bytes=2**29,
+        enable_prefix_caching=False,
+    )
+    while (question := pipe.recv()) is not None:
+        prompts, max_tokens = question
+        greedy = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+        answers = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], greedy, use_tqdm=False)
+        pipe.send([list(answer.outputs[0].token_ids) for answer in answers])
+
+
+class Oracle:
+    """Greedy continuations by plain vLLM."""
+
+    def __init__(self, model: Path, max_model_len: int, core: int) -> None:
+        context = mp.get_context("spawn")
+        self._pipe, child = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child, str(model), max_model_len, core), daemon=True)
+        self._process.start()
+
+    def continue_each(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        self._pipe.send((prompts, max_tokens))
+        assert self._pipe.poll(ANSWER_TIMEOUT_S), "the oracle does not answer"
+        answers: list[list[int]] = self._pipe.recv()
+        return answers
+
+    def close(self) -> None:
+        self._pipe.send(None)
+        self._process.join(30)
