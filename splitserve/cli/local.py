@@ -5,6 +5,7 @@ What the machine has (cores, GPUs, free ports) is an argument.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
 from splitserve.core.config import (
     ClusterConfig,
@@ -50,11 +51,59 @@ class ProcessPlan:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def plan_router(cluster: ClusterConfig) -> ProcessPlan:
-    """The router serves the cluster's model, whatever its own section says of address and deadlines."""
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the command line says over cluster.yaml; None where it says nothing."""
+
+    model: str | None = None
+    engine: str | None = None
+    prefill: int | None = None
+    decode: int | None = None
+    listen: str | None = None
+    metrics: str | None = None
+
+
+def cluster_of(said: Mapping[str, Any], over: Overrides, source: str) -> ClusterConfig:
+    """What cluster.yaml said, with the options over it. Raises ConfigError naming the key at fault."""
+    router = {"listen": over.listen, "metrics": over.metrics}
+    pools = {Pool.PREFILL: over.prefill, Pool.DECODE: over.decode}
+    given: dict[str, Any] = {
+        "model": over.model,
+        "engine": {"kind": over.engine} if over.engine else None,
+        "router": _given(router) or None,
+        "pools": _given(
+            {str(pool): {"workers": count} if count is not None else None for pool, count in pools.items()}
+        ),
+    }
+    defaults: dict[str, Any] = {"pools": {str(pool): {} for pool in Pool}}
+    return parse(ClusterConfig, merged({**defaults, **said}, _given(given)), source)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` wins; where both hold a mapping these are merged, unless it is an engine of another kind."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = merged(below, value) if _same_thing(below, value) else value
+    return result
+
+
+def _same_thing(under: object, over: object) -> TypeGuard[Mapping[str, Any]]:
+    if not isinstance(under, Mapping) or not isinstance(over, Mapping):
+        return False
+    return over.get("kind") in (None, under.get("kind", "vllm"))
+
+
+def plan_router(cluster: ClusterConfig, listen: str = "") -> ProcessPlan:
+    """The router serves the cluster's model unless its own section names another; `listen` overrides its address."""
     said = cluster.router.model_dump(exclude_unset=True)
     named = {"model": cluster.model, "served_model_name": cluster.served_model_name}
-    return ProcessPlan("router", "router", RouterConfig.model_validate({**named, **said}))
+    bound = {"listen": listen} if listen else {}
+    return ProcessPlan("router", "router", RouterConfig.model_validate({**named, **said, **bound}))
 
 
 def plan_workers(cluster: ClusterConfig, router: str, machine: Machine, source: str) -> tuple[ProcessPlan, ...]:
@@ -64,7 +113,7 @@ def plan_workers(cluster: ClusterConfig, router: str, machine: Machine, source: 
     ports = _free_ports(cluster.worker_metrics_port, machine)
     plans: list[ProcessPlan] = []
     for pool, settings in cluster.pools.items():
-        template = _worker(cluster, pool, settings, router, source)
+        template = _worker(cluster, pool, settings, router, machine, source)
         for index in range(settings.workers):
             place = _place(template.engine, settings, machine, index, len(plans))
             name = f"{pool}-{index}"
@@ -73,9 +122,12 @@ def plan_workers(cluster: ClusterConfig, router: str, machine: Machine, source: 
     return tuple(plans)
 
 
-def _worker(cluster: ClusterConfig, pool: Pool, settings: PoolSettings, router: str, source: str) -> WorkerConfig:
+def _worker(
+    cluster: ClusterConfig, pool: Pool, settings: PoolSettings, router: str, machine: Machine, source: str
+) -> WorkerConfig:
     """What all workers of one pool have in common: the cluster's engine options with the pool's over them."""
-    engine = {**cluster.engine.model_dump(exclude_unset=True), "kind": cluster.engine.kind, **settings.engine}
+    said = {**cluster.engine.model_dump(exclude_unset=True), "kind": cluster.engine.kind, **settings.engine}
+    engine = {"dtype": "float32", **said} if said["kind"] == "vllm" and not machine.gpus else said
     common = {
         "pool": pool,
         "model": cluster.model,

@@ -1,6 +1,6 @@
 """Keeps the processes of one local cluster running: starts, restarts with back-off, drains, kills.
 
-One asyncio task per process, all of them children of `Supervisor.run`. What happens is told as events, in order; showing
+One asyncio task per process, all in the supervisor's task group. What happens is told as events, in order; showing
 them is the caller's. For `splitserve up` and `demo` on one machine: elsewhere this is Kubernetes' work.
 """
 
@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
@@ -25,6 +25,7 @@ _FIRST_BACK_OFF_S = 0.5
 _LONGEST_BACK_OFF_S = 30.0
 _STEADY_AFTER_S = 60.0  # a process that lived so long starts again with the first back-off
 _TAIL_LINES = 12
+_SPLITSERVE = (sys.executable, "-m", "splitserve")
 _BAD_CONFIG = 2  # exit code of a process whose configuration is at fault
 
 
@@ -68,8 +69,11 @@ OnEvent = Callable[[Event], None]
 class Supervisor:
     """Use as `async with Supervisor(...) as supervisor`; on leaving nothing it started is alive."""
 
-    def __init__(self, directory: Path, on_event: OnEvent, restart: bool = True) -> None:
+    def __init__(
+        self, directory: Path, on_event: OnEvent, restart: bool = True, program: Sequence[str] = _SPLITSERVE
+    ) -> None:
         """`directory` (private, existing) takes one YAML and one log per process."""
+        self._program = program
         self._directory = directory
         self._on_event = on_event
         self._restart = restart
@@ -87,10 +91,14 @@ class Supervisor:
 
     def start(self, plan: ProcessPlan) -> None:
         """Starts a process and keeps it running until `drain` or `kill`."""
-        (self._directory / f"{plan.name}.yaml").write_text(yaml.safe_dump(plan.config.model_dump(mode="json")))
+        self.configure(plan)
         child = _Child(plan, self._directory / f"{plan.name}.log", asyncio.get_running_loop().create_future())
         child.task = self._tasks.create_task(self._keep(child), name=plan.name)
         self._children[plan.name] = child
+
+    def configure(self, plan: ProcessPlan) -> None:
+        """Writes what the process reads when it is next started."""
+        self._config(plan).write_text(yaml.safe_dump(plan.config.model_dump(mode="json")))
 
     async def ready(self, name: str, timeout_s: float) -> Ready:
         """What the process said when it became ready for the first time. Raises StartFailed."""
@@ -119,6 +127,9 @@ class Supervisor:
         self._stopping.set()
         for child in self._children.values():
             child.signal(signal.SIGKILL)
+
+    def _config(self, plan: ProcessPlan) -> Path:
+        return self._directory / f"{plan.name}.yaml"
 
     async def _keep(self, child: "_Child") -> None:
         back_off_s = _FIRST_BACK_OFF_S
@@ -157,9 +168,8 @@ class Supervisor:
                 return process.pid, await self._until_ended(child, process, ready_pipe)
 
     async def _spawn(self, plan: ProcessPlan, log: IO[bytes], ready_fd: int) -> asyncio.subprocess.Process:
-        config = self._directory / f"{plan.name}.yaml"
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "splitserve", plan.role, "--config", str(config)),
+            *(*self._program, plan.role, "--config", str(self._config(plan))),
             *("--ready-fd", str(ready_fd), "--parent", str(os.getpid())),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,

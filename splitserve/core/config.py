@@ -167,13 +167,20 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 def load(kind: type[SettingsT], file: str | Path) -> SettingsT:
     """Reads and validates one YAML file. Raises ConfigError naming the file and the path of the key at fault."""
+    return parse(kind, read(file), str(file))
+
+
+def read(file: str | Path) -> dict[str, Any]:
+    """The mapping in one YAML file, not validated yet. Raises ConfigError naming the file."""
     try:
         loaded = yaml.safe_load(Path(file).read_text())
     except OSError as error:
         raise ConfigError(str(file), error.strerror or str(error)) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(str(file), f"not valid YAML: {error}") from error
-    return parse(kind, loaded if loaded is not None else {}, str(file))
+    if not isinstance(loaded, dict | None):
+        raise ConfigError(str(file), "must hold a mapping of settings")
+    return loaded or {}
 
 
 def parse(kind: type[SettingsT], value: object, source: str) -> SettingsT:
@@ -200,4 +207,4 @@ _SENTENCES = {
 
 
 def _sentence(kind: str, message: str) -> str:
-    return _SENTENCES.get(kind, message)
+    return _SENTENCES.get(kind, message.removeprefix("Value error, "))

@@ -44,7 +44,7 @@ class ModelInfo:
                 eos_token_ids=_eos(path, text),
                 dtype=str(text.get("dtype") or text.get("torch_dtype") or "float32"),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(
                 str(path / "config.json"),
                 f"not a decoder model's configuration ({error!r}); need a Hugging Face "

@@ -1,8 +1,9 @@
 """The KV control channel of one worker: messages to and from peers, and whether they live.
 
-One thread (the control thread) owns every socket, so a peer is answered however long the engine's step or a WRITE takes.
-`connect`, `send` and `close` are called from one other thread: they enqueue and wake it. What it learns goes to `on_news`,
-called on the control thread, which must not block. Not here: what a message means to a transfer (`ledger.py`).
+One thread (the control thread) owns every socket, so a peer is answered however long the engine's step or a WRITE
+takes. `connect`, `send` and `close` are called from one other thread: they enqueue and wake it. What it learns goes to
+`on_news`, called on the control thread, which must not block. Not here: what a message means to a transfer
+(`ledger.py`).
 
 A peer has ended only when that is proven: its endpoint refuses connections, another worker answers there, or it said
 Goodbye. Messages for other workers, from unknown ones or unreadable are counted and dropped.
@@ -10,6 +11,7 @@ Goodbye. Messages for other workers, from unknown ones or unreadable are counted
 
 import ipaddress
 import logging
+import math
 import os
 import socket
 import threading
@@ -133,7 +135,7 @@ class ControlChannel:
         self._endpoint = ""
         self.dropped: Counter[str] = Counter()
 
-    # The owner's thread ---------------------------------------------------------------------------------------------------
+    # The owner's thread -----------------------------------------------------------------------------------------------
     def start(self) -> KvPeer:
         """Binds and starts. Raises ConfigError naming the host when it can't be bound."""
         host = numeric_host(self._settings.host)
@@ -143,7 +145,8 @@ class ControlChannel:
             raise ConfigError(
                 "kv_transfer.host", f"can't listen on {self._settings.host!r}: {error.strerror}"
             ) from error
-        self._endpoint = self._inbox.getsockopt_string(zmq.LAST_ENDPOINT)
+        port = self._inbox.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0").rpartition(":")[2]
+        self._endpoint = f"tcp://{host}:{port}"
         self._thread.start()
         return KvPeer(self._uuid, self._endpoint)
 
@@ -158,7 +161,7 @@ class ControlChannel:
         self._wake_up()
 
     def close(self) -> None:
-        """Says Goodbye and ends the thread: only when no WRITE of this worker is in flight, for peers take it as proof."""
+        """Says Goodbye and ends the thread. Only when no WRITE of this worker is in flight: peers take it as proof."""
         if self._thread.is_alive():
             self._requests.close = True
             self._wake_up()
@@ -193,7 +196,7 @@ class ControlChannel:
             if now >= next_tick:
                 self._tick(now)
                 next_tick = now + tick_s
-            ready = dict(poller.poll(max(0.0, next_tick - now) * 1000 + 1))
+            ready = dict(poller.poll(math.ceil(max(0.0, next_tick - now) * 1000)))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             self._serve_requests()

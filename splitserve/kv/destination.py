@@ -4,7 +4,7 @@ Owned by the transfer thread, which passes the time in. It never says that block
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from splitserve.core.worker import KvPeer, TransferStats
 from splitserve.kv.ledger import (
@@ -36,7 +36,7 @@ class DestinationTicket:
     deadline_at: float
     state: DestinationState = DestinationState.ABSENT
     retry_at: float = 0.0
-    stats: TransferStats = TransferStats()
+    stats: TransferStats = field(default_factory=TransferStats)
     reason: str = ""
     error: str = ""
 

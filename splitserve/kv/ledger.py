@@ -1,9 +1,9 @@
 """The life of a ticket on both sides, as two transition tables. Pure: no clock, no I/O, no thread.
 
 A (state, event) that is not in a table changes nothing: `step` answers None and the caller counts it, whether it was a
-peer's message (late, twice, forged) or a call of our own engine (which may race with the end of its transfer). What must
-never be lost is that every offered prefill is answered SENT once, and every claim RECEIVED, FAILED or RELEASED once;
-tests walk the tables for that.
+peer's message (late, twice, forged) or a call of our own engine (which may race with the end of its transfer). What
+must never be lost is that every offered prefill is answered SENT once, and every claim RECEIVED, FAILED or RELEASED
+once; tests walk the tables for that.
 
     source        OFFERED ─► PUSHING ─► DELIVERED ─► ENDED       claim first: EARLY ─► PUSHING
                   (prefill still running: PUSHING, DELIVERED, STOPPING, STOPPED; ended: HELD, FINISHING, STOPPING_ENDED)
@@ -267,7 +267,7 @@ TicketT = TypeVar("TicketT", bound=Keyed)
 
 
 class Ledger(Generic[TicketT]):
-    """The tickets of one side by key. Live ones stay; ended ones are remembered up to a bound, oldest forgotten first."""
+    """The tickets of one side by key. Live ones stay; ended ones are remembered up to a bound, the oldest go first."""
 
     def __init__(self, most_ended: int) -> None:
         self._live: dict[TransferKey, TicketT] = {}

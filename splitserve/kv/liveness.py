@@ -1,7 +1,7 @@
 """When to ask a peer for a sign of life, when to call it silent. Pure; owned by the control thread.
 
-Silence proves nothing: a stopped process may wake and write. Only a refused connection, another worker at its endpoint or
-its own Goodbye prove that it has ended (`control.py`).
+Silence proves nothing: a stopped process may wake and write. Only a refused connection, another worker at its endpoint
+or its own Goodbye prove that it has ended (`control.py`).
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """The transfer thread: everything that happens on it, one turn after another.
 
-It owns the transport, both sides of the ledger and the outlet. Work comes through the inbox: calls of engine threads and
-news of the control thread. It sleeps while nothing is open; it polls while WRITEs are in flight, and while peers may be
-writing here, for some transports move their bytes only then.
+It owns the transport, both sides of the ledger and the outlet. Work comes through the inbox: calls of engine threads
+and news of the control thread. It sleeps while nothing is open; it polls while WRITEs are in flight, and while peers
+may be writing here, for some transports move their bytes only then.
 """
 
 import logging
@@ -51,7 +51,7 @@ Command = Callable[[float], None]  # called on the transfer thread with the time
 
 
 class Inbox:
-    """Commands for the transfer thread, in order. Any thread puts; `pending` holds until the last one is carried out."""
+    """Commands for the transfer thread, in order. Any thread puts; `pending` counts until each is carried out."""
 
     def __init__(self) -> None:
         self._commands: deque[Command] = deque()

@@ -28,7 +28,7 @@ class Body(msgspec.Struct, frozen=True, array_like=True, tag=str.lower):
     """Base of every message."""
 
 
-class Hello(Body):
+class Hello(Body, frozen=True):
     """Both, at join: who I am, how to reach me, how to write my memory."""
 
     endpoint: Endpoint
@@ -36,7 +36,7 @@ class Hello(Body):
     address: bytes
 
 
-class HelloReply(Body):
+class HelloReply(Body, frozen=True):
     """Answer to a Hello that asked for worker `asked`: my own side, or why we don't fit."""
 
     asked: Name
@@ -45,7 +45,7 @@ class HelloReply(Body):
     refused: Sentence = ""
 
 
-class TicketMessage(Body):
+class TicketMessage(Body, frozen=True):
     """Base of messages about one transfer."""
 
     transfer_id: Name
@@ -56,7 +56,7 @@ class TicketMessage(Body):
         return TransferKey(self.transfer_id, self.epoch)
 
 
-class Register(TicketMessage):
+class Register(TicketMessage, frozen=True):
     """Destination to source: write the prompt's block `first_block + i` into my block `blocks[i]`, in every layer."""
 
     prompt_hash: Digest
@@ -65,42 +65,42 @@ class Register(TicketMessage):
     deadline_s: float
 
 
-class Progress(TicketMessage):
+class Progress(TicketMessage, frozen=True):
     """Source to destination: the claim is known; so many blocks, summed over layers, are written."""
 
     written: Count = 0
 
 
-class Done(TicketMessage):
+class Done(TicketMessage, frozen=True):
     """Source to destination: every WRITE completed. Sent before the prefill ended, `stats.uncovered_s` is 0."""
 
     stats: TransferStats
 
 
-class Failed(TicketMessage):
+class Failed(TicketMessage, frozen=True):
     """Source to destination: no WRITE is in flight, none will come."""
 
     reason: Name
     message: Sentence = ""
 
 
-class Cancel(TicketMessage):
+class Cancel(TicketMessage, frozen=True):
     """Destination to source: stop."""
 
 
-class Cancelled(TicketMessage):
+class Cancelled(TicketMessage, frozen=True):
     """Source to destination: no WRITE is in flight, none will come."""
 
 
-class Ping(Body):
+class Ping(Body, frozen=True):
     """Are you there? Answered by the channel's own thread."""
 
 
-class Pong(Body):
+class Pong(Body, frozen=True):
     """I am."""
 
 
-class Goodbye(Body):
+class Goodbye(Body, frozen=True):
     """I am ending in good order: no WRITE of mine is in flight."""
 
 

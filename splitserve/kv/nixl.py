@@ -30,6 +30,7 @@ _NIXL_ERRORS: tuple[type[Exception], ...] = (
     nixl_errors.nixlRepostActiveError,
     nixl_errors.nixlUnknownError,
 )
+_START_ERRORS: tuple[type[Exception], ...] = (*_NIXL_ERRORS, RuntimeError, ValueError)
 _STATES = {"DONE": WriteState.DONE, "PROC": WriteState.IN_FLIGHT}
 
 
@@ -78,7 +79,7 @@ class NixlTransport:
             self._registered = self._agent.register_memory(registered)
             self._local = self._prepare(_LOCAL, self._regions, memory_type, device)
             metadata = self._agent.get_agent_metadata()
-        except (*_NIXL_ERRORS, RuntimeError, ValueError) as error:
+        except _START_ERRORS as error:
             raise TransportError(f"NIXL can't register the KV memory: {error}") from error
         self._address = msgspec.msgpack.encode(_Address(metadata, self._regions, device, memory_type))
 

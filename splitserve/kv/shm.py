@@ -11,6 +11,7 @@ import secrets
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -94,7 +95,7 @@ class ShmTransport:
             os.close(self._fd)
             self._fd = -1
         if self._file:
-            os.unlink(self._file)
+            Path(self._file).unlink(missing_ok=True)
             self._file = ""
 
 

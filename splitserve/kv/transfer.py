@@ -7,6 +7,7 @@ own. Engine threads call the methods below, which only enqueue and never block (
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from splitserve.core.config import KvTransferSettings
 from splitserve.core.worker import KvFormat, KvPeer
@@ -20,8 +21,8 @@ START_TIMEOUT_S = 60.0
 
 
 class TransferService:
-    """See the module's docstring. `transport_factory` is called on the transfer thread, and so is `on_event`, which must
-    not block. `start` comes first, `close` last; or use it as a context manager."""
+    """See the module's docstring. `transport_factory` is called on the transfer thread, and so is `on_event`, which
+    must not block. `start` comes first, `close` last; or use it as a context manager."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class TransferService:
         """Says Hello to peers so that the first transfer finds a connected pair."""
         for peer in peers:
             if peer.uuid != self._uuid:
-                self._do(lambda _now, peer=peer: self._running.control.connect(peer))
+                self._do(partial(self._connect, peer))
 
     def take_results(self) -> Results:
         """What happened since the last call; called by the engine thread on every step. Raises TransportError when the
@@ -154,6 +155,9 @@ class TransferService:
     def _running(self) -> TransferLoop:
         assert self._loop is not None, "start() comes first"
         return self._loop
+
+    def _connect(self, peer: KvPeer, _now: float) -> None:
+        self._running.control.connect(peer)
 
     def _do(self, command: Command) -> None:
         self._inbox.put(command)

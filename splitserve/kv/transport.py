@@ -36,7 +36,8 @@ class Transport(Protocol):
         """Forgets a peer that has ended; its WRITEs fail."""
 
     def write(self, peer: str, layer: int, source: Sequence[int], destination: Sequence[int]) -> object:
-        """Starts copying local blocks `source[i]` into the peer's blocks `destination[i]` of one layer; returns a handle."""
+        """Starts copying local blocks `source[i]` into the peer's blocks `destination[i]` of one layer; returns a
+        handle. Raises TransportError."""
 
     def poll(self, handle: object) -> WriteState:
         """State of a WRITE. Once it is not IN_FLIGHT the handle is released and must not be polled again. DONE means

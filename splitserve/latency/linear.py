@@ -3,8 +3,8 @@
     step_s = fixed_s + prefill_token_s * (prompt tokens) + decode_token_s * (decoding sequences)
            + context_token_s * (context tokens that the decoding sequences read)
 
-The context of a prefill chunk costs nothing here: at the prompt lengths that this model is meant for, the attention term
-of a prefill is small beside its linear layers. A profile that knows better implements the same protocol.
+The context of a prefill chunk costs nothing here: at the prompt lengths that this model is meant for, attention is a
+small part of a prefill beside its linear layers. A profile that knows better implements the same protocol.
 """
 
 from dataclasses import dataclass

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from splitserve.core.errors import DeadlineExceeded, InvalidRequest, JoinRefused, SplitserveError, Unavailable
+from splitserve.core.worker import WorkerInfo
 from splitserve.router.membership import (
     Attachment,
     Membership,
@@ -90,7 +91,7 @@ class FleetService(worker_pb2_grpc.FleetServicer):
             await context.write(_to_proto(await attachment.outbox.get()))
 
 
-async def _joining(messages: AsyncIterator[worker_pb2.WorkerMessage]) -> convert.WorkerInfo:
+async def _joining(messages: AsyncIterator[worker_pb2.WorkerMessage]) -> WorkerInfo:
     """The first message's worker. Raises JoinRefused."""
     try:
         async with asyncio.timeout(_JOIN_WITHIN_S):

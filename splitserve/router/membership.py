@@ -91,7 +91,7 @@ class Membership:
         return attachment
 
     def leave(self, uuid: str, reason: str) -> None:
-        """The worker is gone: every journey that has a job there hears it now. Again for the same worker is harmless."""
+        """The worker is gone: every journey that has a job there hears it now. A second time does nothing."""
         attachment = self._attachments.pop(uuid, None)
         if attachment is None:
             return

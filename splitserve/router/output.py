@@ -1,4 +1,4 @@
-"""What of one request's output is known: each token once and in order, whatever worker it came from. Plain state, no I/O."""
+"""What of one request's output is known: each token once and in order, whatever worker it came from. No I/O."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

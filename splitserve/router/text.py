@@ -1,7 +1,7 @@
 """Prompts to token ids: the model's tokenizer and its chat template, in threads of their own.
 
-The tokenizer releases the interpreter lock, so a long prompt does not hold up the router's event loop. Token ids back to
-text is the decode worker's business. One file for `tokenizers` and `jinja2`.
+The tokenizer releases the interpreter lock, so a long prompt does not hold up the router's event loop. Token ids back
+to text is the decode worker's business. One file for `tokenizers` and `jinja2`.
 """
 
 import asyncio
@@ -105,7 +105,7 @@ def _template_in(setting: object) -> str | None:
 
 
 def _environment() -> Environment:
-    """As Hugging Face's, so that templates written for it work; the sandbox is because they are somebody else's code."""
+    """As Hugging Face's, so that templates written for it work; sandboxed, because they are somebody else's code."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
     )

@@ -1,8 +1,8 @@
 """Requests that have no route yet. They wait here and not in a worker, so that no decode block is held meanwhile.
 
-Strictly by (priority, arrival): what can't go now holds up whatever is behind it, so a long prompt never starves. Only a
-request that must avoid certain workers is passed by. One object on the router's event loop; `pump` never awaits. A route
-is bound late and its promise to the workers is given back on every ending.
+Strictly by (priority, arrival): what can't go now holds up whatever is behind it, so a long prompt never starves. Only
+a request that must avoid certain workers is passed by. One object on the router's event loop; `pump` never awaits. A
+route is bound late and its promise to the workers is given back on every ending.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from splitserve.core.errors import Overloaded, Unavailable
+from splitserve.core.errors import Overloaded, SplitserveError, Unavailable
 from splitserve.core.worker import Pool, WorkerInfo
 from splitserve.routing.fleet import Fleet, Promise
 from splitserve.routing.policy import Need, NoRoute, Route, choose
@@ -24,14 +24,14 @@ _NEW_GAP_WEIGHT = 0.1  # of the moving mean of the time between two bindings
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One attempt's wish. `job_prefix` is unique among all attempts; a request that was served before is never refused
-    for want of room."""
+    """One attempt's wish. `job_prefix` is unique among all attempts. `failed_with` is how the attempt before it failed:
+    such a request is never refused for want of room, and if no worker is left that is what it hears."""
 
     need: Need
     job_prefix: str
     priority: int
     arrived_at: float
-    served_before: bool = False
+    failed_with: SplitserveError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class WaitingRequests:
 
     @asynccontextmanager
     async def bound(self, ask: Ask) -> AsyncIterator[Binding]:
-        """Waits for a route and holds its promise until the jobs are sent or the block is left. Raises Overloaded if too
-        many wait, Unavailable if no live worker can ever serve it."""
+        """Waits for a route and holds its promise until the jobs are sent or the block is left. Raises Overloaded if
+        too many wait, Unavailable if no live worker can ever serve it."""
         waiter = self._enter(ask)
         try:
             self.pump()
@@ -94,7 +94,7 @@ class WaitingRequests:
             pass
 
     def _enter(self, ask: Ask) -> _Waiter:
-        if len(self) >= self._limit and not ask.served_before:
+        if len(self) >= self._limit and ask.failed_with is None:
             raise Overloaded(f"{len(self)} requests are waiting, the most this router keeps", self._retry_after_s())
         self._number += 1
         waiter = _Waiter(ask.priority, ask.arrived_at, self._number, ask, asyncio.get_running_loop().create_future())
@@ -119,7 +119,7 @@ class WaitingRequests:
             if isinstance(choice, Route):
                 waiter.bound.set_result(self._bind(choice, waiter.ask))
             elif isinstance(choice, NoRoute):
-                waiter.bound.set_exception(Unavailable(choice.reason))
+                waiter.bound.set_exception(waiter.ask.failed_with or Unavailable(choice.reason))
             else:
                 return False
         queue.remove(waiter)

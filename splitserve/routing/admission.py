@@ -1,8 +1,8 @@
 """What a worker grants: the one rule by which a worker takes a job and a router predicts that it will.
 
-Pure. `Capacity` is a worker's own account, changed by its event loop alone; the `fits_*` and `after_*` functions work on
-a `Load`, so that a router predicts with what the worker decides by. It is not the engine's allocator: blocks are counted
-here when a job is taken, whether or not the engine has handed them out yet.
+Pure. `Capacity` is a worker's own account, changed by its event loop alone; the `fits_*` and `after_*` functions work
+on a `Load`, so that a router predicts with what the worker decides by. It is not the engine's allocator: blocks are
+counted here when a job is taken, whether or not the engine has handed them out yet.
 
 **Why two soft-role workers can't wait for each other for ever.** A decode that waits for KV holds blocks and makes no
 progress by itself; everything else (a prefill, a running decode) goes on with what it holds and ends. So only parked

@@ -376,8 +376,10 @@ def _prompt(message: inference_pb2.GenerateRequest) -> str | tuple[int, ...] | t
     if kind == "token_ids":
         return tuple(message.token_ids.ids)
     if kind == "messages":
-        return tuple(ChatMessage(said.role, said.content) for said in message.messages.messages)
-    raise InvalidRequest("prompt", "is missing; set text, token_ids or messages")
+        messages = message.messages.messages
+        if messages:
+            return tuple(ChatMessage(said.role, said.content) for said in messages)
+    raise InvalidRequest(kind or "prompt", "is empty; set text, token_ids or messages")
 
 
 def _logprobs_to_proto(tokens: Iterable[tuple[Logprob, ...]]) -> list[inference_pb2.TokenLogprobs]:

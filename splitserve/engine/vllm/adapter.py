@@ -43,6 +43,7 @@ from splitserve.kv.transfer import TransferKey
 
 CONNECTOR_TIMEOUT_S = 60.0
 GIB = 1024**3
+NULL_BLOCKS = 1  # vLLM keeps one block as padding
 
 
 @dataclass(slots=True)
@@ -166,7 +167,7 @@ class VllmEngine:
             kind="vllm",
             kv=kv_format,
             kv_peer=peer,
-            total_blocks=self._free.blocks,
+            total_blocks=config.cache_config.num_gpu_blocks - NULL_BLOCKS,
             max_sequences=config.scheduler_config.max_num_seqs,
             max_model_len=self._max_model_len,
             max_batched_tokens=config.scheduler_config.max_num_batched_tokens,

@@ -16,6 +16,7 @@ from splitserve.engine.vllm.translate import vllm_prompt
 
 PARKED_POLL_S = 0.005  # how long to wait for news when a step had nothing to run
 IDLE_POLL_S = 1.0
+STEPS_PER_NEWS = 2  # one hears that KV has arrived, the next runs the request
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 10.0
 
@@ -54,7 +55,7 @@ class InProcessRunner:
         self._on_outputs = on_outputs
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
-        self._news = False  # something happened that the next step may act on
+        self._fresh_steps = 0  # steps that may still act on news, before there is nothing to do but wait
         self._built: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, args=(arguments, core), name="engine", daemon=True)
         self._thread.start()
@@ -98,15 +99,13 @@ class InProcessRunner:
             self._run_calls()
             if self._has_work:
                 outputs = self._engine.step()
-                self._news = bool(outputs)
+                self._fresh_steps = STEPS_PER_NEWS if outputs else max(0, self._fresh_steps - 1)
                 self._on_outputs(outputs)
         self._engine.engine_core.shutdown()
 
     def _build(self, arguments: dict[str, Any], core: int | None) -> None:
         import torch
 
-        if core is not None:
-            os.sched_setaffinity(0, {core})  # this thread alone: gRPC and transfers may run beside it
         torch.set_num_threads(1)
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -114,6 +113,8 @@ class InProcessRunner:
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self.vllm_config = self._engine.vllm_config
         self._scheduler = self._engine.engine_core.engine_core.scheduler
+        if core is not None:  # this thread alone, and now: threads that vLLM and the connector start would inherit it
+            os.sched_setaffinity(0, {core})
 
     @property
     def _has_work(self) -> bool:
@@ -121,12 +122,12 @@ class InProcessRunner:
 
     def _run_calls(self) -> None:
         """Runs what was posted; waits for it if the last step had nothing to run (requests parked for KV, or none)."""
-        wait_s = 0.0 if self._news or self._scheduler.running else PARKED_POLL_S if self._has_work else IDLE_POLL_S
-        self._news = False
+        busy = self._scheduler.running or (self._fresh_steps and self._has_work)
+        wait_s = 0.0 if busy else PARKED_POLL_S if self._has_work else IDLE_POLL_S
         with contextlib.suppress(queue.Empty):
             call = self._calls.get(timeout=wait_s) if wait_s else self._calls.get_nowait()
             while True:
-                self._news = True
+                self._fresh_steps = STEPS_PER_NEWS
                 call()
                 call = self._calls.get_nowait()
 

@@ -8,7 +8,7 @@ preempted and computed anew. The queue stops at the first sequence that doesn't 
 import bisect
 from dataclasses import dataclass, field
 
-from splitserve.engine.sim_memory import BlockPool
+from splitserve.engine.sim.memory import BlockPool
 from splitserve.kv.layout import blocks_for
 
 
@@ -16,6 +16,7 @@ from splitserve.kv.layout import blocks_for
 class Sequence:
     """A token list and the blocks of its KV. `computed` tokens need no more work; `written` ones are in the blocks."""
 
+    job_id: str
     tokens: list[int]
     rank: tuple[int, int]  # priority, arrival: the lowest runs first
     waits_for_kv: bool = False
@@ -46,12 +47,9 @@ class Chunk:
         return self.sequence.computed + self.tokens
 
     @property
-    def ends_prompt_or_decodes(self) -> bool:
-        return self.tokens == self.sequence.left
-
-    @property
     def decodes(self) -> bool:
-        return self.tokens == 1 and self.ends_prompt_or_decodes and self.sequence.computed > 0
+        """It reads its context and makes a token, rather than reading a prompt."""
+        return self.tokens == self.sequence.left == 1 and self.sequence.computed > 0
 
 
 @dataclass(slots=True)
@@ -88,18 +86,73 @@ class Schedule:
         sequence.table = []
 
     def plan(self) -> Plan:
-        """The next step. Blocks are taken; `commit` moves the sequences on once it is computed."""
+        """The next step: blocks are taken, and lost by what is preempted. `commit` follows once it is computed."""
         plan = Plan()
-        budget = self._max_batched_tokens
-        for sequence in list(self._running):
-            if sequence in self._running and budget > 0:
-                budget -= self._continue(sequence, budget, plan)
-        while self._waiting and not plan.preempted and self._start(self._waiting[0], budget, plan):
-            self._waiting.pop(0)
-            if plan.chunks and plan.chunks[-1].sequence is self._running[-1 if self._running else 0]:
-                pass
+        used = self._continue_running(plan)
+        if not plan.preempted:
+            self._start_waiting(self._max_batched_tokens - used, plan)
         return plan
 
     def commit(self, chunk: Chunk) -> None:
+        """The chunk is computed."""
+        chunk.sequence.written = max(chunk.sequence.written, chunk.end)
         chunk.sequence.computed += chunk.tokens
-        chunk.sequence.written = max(chunk.sequence.written, chunk.sequence.computed)
+
+    def _continue_running(self, plan: Plan) -> int:
+        used = 0
+        for sequence in list(self._running):
+            tokens = min(sequence.left, self._max_batched_tokens - used)
+            if tokens > 0 and sequence in self._running and self._make_room(sequence, tokens, plan):
+                plan.chunks.append(Chunk(sequence, tokens))
+                used += tokens
+        return used
+
+    def _make_room(self, sequence: Sequence, tokens: int, plan: Plan) -> bool:
+        """Preempts from the end of the running list; False if that took the sequence itself."""
+        while not self._allot(sequence, sequence.computed + tokens):
+            victim = self._running.pop()
+            self._preempt(victim)
+            plan.preempted.append(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        self.release(victim)
+        victim.computed = victim.written = 0
+        self.add(victim)
+
+    def _start_waiting(self, budget: int, plan: Plan) -> None:
+        while self._waiting:
+            sequence = self._waiting[0]
+            tokens = 0 if sequence.waits_for_kv else min(sequence.left, budget)
+            if not self._start(sequence, tokens, plan):
+                return
+            self._waiting.pop(0)
+            budget -= tokens
+
+    def _start(self, sequence: Sequence, tokens: int, plan: Plan) -> bool:
+        if sequence.waits_for_kv:
+            if not self._allot(sequence, len(sequence.tokens)):
+                return False
+            plan.parked.append(sequence)
+            return True
+        full = len(self._running) >= self._max_sequences
+        if full or tokens < 1 or not self._allot(sequence, sequence.computed + tokens):
+            return False
+        bisect.insort(self._running, sequence, key=_rank)
+        plan.chunks.append(Chunk(sequence, tokens))
+        return True
+
+    def _allot(self, sequence: Sequence, tokens: int) -> bool:
+        """Blocks for its first `tokens` tokens, or none."""
+        missing = blocks_for(tokens, self._block_size) - len(sequence.table)
+        taken = self.pool.take(max(0, missing))
+        if taken is None:
+            return False
+        sequence.table.extend(taken)
+        return True
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from splitserve.core.errors import ConfigError
 from splitserve.core.model import ModelInfo
-from splitserve.engine.sim_sampler import Vocabulary
+from splitserve.engine.sim.sampler import Vocabulary
 
 _PROMPT_TAIL = 6  # tokens of the prompt that may change how the first output token reads
 _INCOMPLETE = "�"

@@ -1,8 +1,8 @@
 """The simulated engine's "model": what tokens may follow, given what the KV blocks hold, and which one is sampled.
 
 Pure. The digests of a context are hashed into a ranking of a few tokens with falling logits; penalties, temperature,
-top-k, top-p and min-p then work on it as they do on real logits. Greedy sampling takes the best. A draw of a seeded request
-depends on its seed and on the output position alone, so a resumed request goes on as if it had not been interrupted.
+top-k, top-p and min-p then work on it as they do on real logits. Greedy sampling takes the best. A draw of a seeded
+request depends on its seed and the output position alone, so a resumed one goes on as if it had not been interrupted.
 """
 
 import math
@@ -30,7 +30,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Tokens before the one to sample. `position`: its index in the output; `seed`: the request's, or one drawn for it."""
+    """Tokens before the one to sample, whose output index is `position`; `seed`: the request's, or one drawn for it."""
 
     prompt: Sequence[int]
     output: Sequence[int]
@@ -76,7 +76,7 @@ def _ranking(digests: bytes, vocabulary: Vocabulary, banned: Collection[int]) ->
 
 
 def _penalised(ranking: Ranking, sampling: SamplingParams, context: Context) -> Ranking:
-    """As vLLM: repetition looks at prompt and output and divides a positive logit, presence and frequency at the output."""
+    """As vLLM: repetition looks at prompt and output, and divides a positive logit; the others look at the output."""
     if not (sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1):
         return ranking
     made, seen = Counter(context.output), {*context.prompt, *context.output}

@@ -2,8 +2,8 @@
 
 Where a real model keeps keys and values, each block of each layer keeps 16 bytes: the state of a hash chain over the
 prompt's tokens up to the block's last one. The chain of a layer starts from a secret of its own and each block starts
-from what *lies in* the block before it, so wrong, stale or foreign KV anywhere in a context changes what is read from it,
-and everything computed on top of it, as with a real model.
+from what *lies in* the block before it, so wrong, stale or foreign KV anywhere in a context changes what is read from
+it, and everything computed on top of it, as with a real model.
 
     state after token t = state * MULTIPLIER + t + 1   (mod 2**128)
 

@@ -1,0 +1,149 @@
+"""The command line: what each command takes. Each imports what it needs when it runs, so that --help is quick.
+
+Every error that splitserve raises on purpose ends as one sentence on stderr: exit code 2 for a configuration or an
+option (as typer's own), 1 for the rest.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splitserve import __version__
+from splitserve.cli.demo import demo
+from splitserve.cli.generate import generate
+from splitserve.cli.operate import drain, pool, status
+from splitserve.core.config import RouterConfig, SettingsT, WorkerConfig, parse, read
+from splitserve.core.errors import ConfigError, SplitserveError
+
+app = typer.Typer(
+    name="splitserve",
+    help="Serve one large language model from a pool of prefill workers and a pool of decode workers.\n\n"
+    "Start with [bold]splitserve up[/bold], then, in another terminal, "
+    '[bold]splitserve generate "It is a truth universally acknowledged,"[/bold].',
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ReadyFd = Annotated[int | None, typer.Option(hidden=True)]
+Parent = Annotated[int | None, typer.Option(hidden=True)]
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except SplitserveError as error:
+        _say_error(str(error))
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _say_error(sentence: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(sentence, style="red"))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None: ...
+
+
+@app.command(
+    epilog="Examples:  splitserve up  ·  splitserve up --engine sim --prefill 2 --decode 2  ·  "
+    "splitserve up --model ~/models/Qwen3-0.6B  ·  splitserve up cluster.yaml"
+)
+def up(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CLUSTER.YAML]", help="Cluster description; options override it.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Hugging Face model directory, or `demo`.")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm or sim.")] = None,
+    prefill: Annotated[int | None, typer.Option(min=0, help="Prefill workers.")] = None,
+    decode: Annotated[int | None, typer.Option(min=0, help="Decode workers.")] = None,
+    listen: Annotated[str | None, typer.Option(help="The router's gRPC address, host:port.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="The router's Prometheus address, host:port.")] = None,
+    drain_timeout: Annotated[float, typer.Option(min=0, help="Seconds that requests get to end on Ctrl-C.")] = 30.0,
+    run_dir: Annotated[Path | None, typer.Option(help="Keep configurations and logs here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Start a router and workers on this machine; without a file, one prefill and one decode worker of the demo model.
+
+    A worker that dies is started again. Ctrl-C lets running requests end, then stops everything; a second one stops at
+    once.
+    """
+    from rich.console import Console
+
+    from splitserve.cli.local import Overrides, cluster_of
+    from splitserve.cli.up import ConsoleVoice, JsonVoice, run_directory
+    from splitserve.cli.up import up as serve
+
+    over = Overrides(model, engine, prefill, decode, listen, metrics)
+    source = str(config or "options")
+    cluster = cluster_of(read(config) if config else {}, over, source)
+    with run_directory(run_dir) as directory:
+        voice = JsonVoice() if as_json else ConsoleVoice(Console())
+        asyncio.run(serve(cluster, source, directory, drain_timeout, voice))
+
+
+@app.command(epilog="Example:  splitserve router --model ~/models/Qwen3-0.6B --listen 127.0.0.1:50051")
+def router(
+    config: Annotated[Path | None, typer.Option(help="Router YAML; options override it.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model directory, for its tokenizer; or `demo`.")] = None,
+    listen: Annotated[str | None, typer.Option(help="gRPC address, host:port.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Prometheus address, host:port.")] = None,
+    ready_fd: ReadyFd = None,
+    parent: Parent = None,
+) -> None:
+    """Run one router process."""
+    from splitserve.cli.build import run_router
+
+    settings = _settings(RouterConfig, config, model=model, listen=listen, metrics=metrics)
+    asyncio.run(run_router(settings, ready_fd, parent))
+
+
+@app.command(epilog="Example:  splitserve worker --pool decode --model ~/models/Qwen3-0.6B --router 10.0.0.5:50051")
+def worker(
+    config: Annotated[Path | None, typer.Option(help="Worker YAML; options override it.")] = None,
+    pool: Annotated[str | None, typer.Option(help="prefill or decode; it can be changed while it runs.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hugging Face model directory, or `demo`.")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm or sim.")] = None,
+    router: Annotated[list[str] | None, typer.Option(help="Router to join, host:port; repeat for several.")] = None,
+    name: Annotated[str | None, typer.Option(help="Shown in tables and metrics.")] = None,
+    ready_fd: ReadyFd = None,
+    parent: Parent = None,
+) -> None:
+    """Run one worker process: it loads the model, warms up and joins its routers."""
+    from splitserve.cli.build import run_worker
+
+    kind = {"kind": engine} if engine else None
+    settings = _settings(WorkerConfig, config, pool=pool, model=model, engine=kind, routers=router or None, name=name)
+    asyncio.run(run_worker(settings, ready_fd, parent))
+
+
+def _settings(kind: type[SettingsT], file: Path | None, **options: object) -> SettingsT:
+    """The file's settings with the options that were given over them."""
+    from splitserve.cli.local import merged
+
+    said = {key: value for key, value in options.items() if value is not None}
+    return parse(kind, merged(read(file) if file else {}, said), str(file or "options"))
+
+
+app.command(epilog='Example:  splitserve generate --chat "Who is Emma?" --max-tokens 60 --temperature 0')(generate)
+app.command(epilog="Examples:  splitserve status --watch  ·  splitserve status --json")(status)
+app.command(epilog="Example:  splitserve drain decode-0")(drain)
+app.command(epilog="Example:  splitserve pool decode-0 prefill")(pool)
+app.command()(demo)

@@ -1,0 +1,109 @@
+"""What an operator does to a running fleet: look at it, drain a worker, move a worker to another pool."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from splitserve.cli.talk import DEFAULT_ROUTER, AsJson, RouterAddress, router_at
+from splitserve.core.errors import ConfigError
+from splitserve.core.fleet import FleetStatus, WorkerStatus
+from splitserve.core.worker import Pool
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from splitserve.client import Client
+
+WorkerName = Annotated[str, typer.Argument(help="The worker's name or uuid, as `splitserve status` shows it.")]
+_WATCH_S = 1.0
+
+
+def status(
+    router: RouterAddress = DEFAULT_ROUTER,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every second, until Ctrl-C.")] = False,
+) -> None:
+    """Show the fleet: who serves, what each worker holds, what waits."""
+    with router_at(router) as client:
+        looks = _looks(client, watch)
+        if as_json:
+            for fleet in looks:
+                print(json.dumps(asdict(fleet)), flush=True)
+        else:
+            _show(looks)
+
+
+def drain(
+    worker: WorkerName,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait for its requests to end.")] = None,
+    router: RouterAddress = DEFAULT_ROUTER,
+    as_json: AsJson = False,
+) -> None:
+    """Take a worker out of service: it gets no new requests, ends those it has, and exits."""
+    with router_at(router) as client:
+        finished = client.drain(worker, timeout)
+    _say(as_json, f"{worker} drained; it finished {finished} jobs first", worker=worker, finished_requests=finished)
+
+
+def pool(
+    worker: WorkerName,
+    pool: Annotated[str, typer.Argument(help="prefill or decode.")],
+    router: RouterAddress = DEFAULT_ROUTER,
+    as_json: AsJson = False,
+) -> None:
+    """Move a worker to another pool while it runs; what it holds is finished."""
+    if pool not in set(Pool):
+        raise ConfigError("POOL", f"{pool!r} is no pool; it is prefill or decode")
+    with router_at(router) as client:
+        moved = client.set_pool(worker, Pool(pool))
+    _say(as_json, f"{moved.worker.name} is in the {moved.pool} pool", worker=moved.worker.name, pool=str(moved.pool))
+
+
+def _say(as_json: bool, sentence: str, **facts: object) -> None:
+    print(json.dumps(facts) if as_json else sentence)
+
+
+def _looks(client: "Client", watch: bool) -> Iterator[FleetStatus]:
+    yield client.fleet()
+    while watch:
+        time.sleep(_WATCH_S)
+        yield client.fleet()
+
+
+def _show(looks: Iterable[FleetStatus]) -> None:
+    from rich.live import Live
+
+    with Live(auto_refresh=False) as live:
+        for fleet in looks:
+            live.update(_shown(fleet), refresh=True)
+
+
+def _shown(fleet: FleetStatus) -> "Group":
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table("name", "pool", "health", "engine", "free blocks", "pinned", "quarantined", "jobs", "tokens", "heard")
+    for worker in sorted(fleet.workers, key=lambda one: (one.pool != Pool.PREFILL, one.worker.name)):
+        table.add_row(*_row(worker))
+    counts = f"{fleet.model}: {fleet.running_requests} running, {fleet.waiting_requests} waiting"
+    return Group(counts, table if fleet.workers else "no workers yet")
+
+
+def _row(status: WorkerStatus) -> tuple[str, ...]:
+    load = status.load
+    return (
+        status.worker.name,
+        str(status.pool),
+        str(status.health),
+        status.worker.engine,
+        f"{load.free_blocks}/{status.worker.total_blocks}",
+        str(load.pinned_blocks),
+        str(load.quarantined_blocks),
+        f"{status.prefills} prefill, {status.decodes} decode",
+        str(load.produced_tokens),
+        f"{status.seconds_since_heartbeat:.1f} s ago",
+    )

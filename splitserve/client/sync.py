@@ -1,0 +1,98 @@
+"""The client for threads: the same calls as the asynchronous one, on grpc's own threads. Thread-safe."""
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from splitserve.client.calls import Options, Prompt, Retries, request_of
+from splitserve.core.errors import SplitserveError
+from splitserve.core.fleet import FleetStatus, WorkerStatus
+from splitserve.core.request import Chunk, GenerateRequest, SamplingParams
+from splitserve.core.worker import Pool
+from splitserve.rpc import convert
+from splitserve.rpc.channel import open_sync_channel
+from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from splitserve.rpc.status import from_rpc_error
+
+AnswerT = TypeVar("AnswerT")
+
+
+class Client:
+    """`with Client("127.0.0.1:50051") as client: for chunk in client.generate("..."): ...`
+
+    Every method raises a SplitserveError: the one the router raised, or Unavailable if there is none to be reached.
+    """
+
+    def __init__(self, address: str, retries: Retries | None = None) -> None:
+        self._channel = open_sync_channel(address)
+        self._retries = retries or Retries()
+        self._inference: Any = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._admin: Any = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancels what still runs."""
+        self._channel.close()
+
+    def generate(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Unpack[Options]
+    ) -> Generator[Chunk, None, None]:
+        """The output, piece by piece; the last has finish_reason, usage and timings. Closing the iterator cancels the
+        request."""
+        return self.send(request_of(prompt, sampling, options))
+
+    def send(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
+        """Like `generate`, for a request that is put together already."""
+        message, tokens_seen, retries = convert.request_to_proto(request), False, 0
+        while True:
+            try:
+                with closing(self._stream(message)) as chunks:
+                    for chunk in chunks:
+                        tokens_seen = True
+                        yield chunk
+                return
+            except SplitserveError as error:
+                pause_s = self._retries.pause_s(error, retries, tokens_seen)
+                if pause_s is None:
+                    raise
+            retries += 1
+            time.sleep(pause_s)
+
+    def fleet(self) -> FleetStatus:
+        """Who serves, and what each holds."""
+        return convert.fleet_status_from_proto(_answer(lambda: self._admin.GetFleet(admin_pb2.GetFleetRequest())))
+
+    def drain(self, worker: str, timeout_s: float | None = None) -> int:
+        """Takes a worker (name or uuid) out of service; returns how many jobs it finished first, once it has left."""
+        request = admin_pb2.DrainRequest(worker=worker, timeout_s=timeout_s)
+        return int(_answer(lambda: self._admin.Drain(request)).finished_requests)
+
+    def set_pool(self, worker: str, pool: Pool) -> WorkerStatus:
+        """Moves a worker (name or uuid) to another pool while it runs."""
+        request = admin_pb2.SetWorkerPoolRequest(worker=worker, pool=convert.pool_to_proto(pool))
+        return convert.worker_status_from_proto(_answer(lambda: self._admin.SetWorkerPool(request)))
+
+    def _stream(self, message: inference_pb2.GenerateRequest) -> Generator[Chunk, None, None]:
+        call = self._inference.Generate(message)
+        try:
+            for response in call:
+                yield convert.chunk_from_proto(response)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+
+def _answer(call: Callable[[], AnswerT]) -> AnswerT:
+    try:
+        return call()
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error

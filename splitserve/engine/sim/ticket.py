@@ -1,0 +1,51 @@
+"""Which transfer a job takes part in, and what makes its request or its ticket unusable here. Pure."""
+
+import json
+
+from splitserve.core.worker import DecodeJob, Failure, Job, KvMode, Outcome, PrefillJob, Ticket
+from splitserve.kv.transfer import TransferKey
+
+Side = tuple[TransferKey, bool]  # True: the source's
+
+
+def side_of(job: Job) -> Side | None:
+    """None for a job without a ticket."""
+    if job.ticket is None:
+        return None
+    return TransferKey(job.ticket.transfer_id, job.ticket.epoch), isinstance(job, PrefillJob)
+
+
+def handover_of(ticket: Ticket) -> bytes:
+    """What a source says in pull mode; here only which transfer it holds KV for."""
+    return json.dumps({"transfer_id": ticket.transfer_id, "epoch": ticket.epoch}).encode()
+
+
+def prompt_fault(job: Job, max_model_len: int, vocab_size: int) -> Outcome | None:
+    """What only the engine knows to be wrong with a request."""
+    output = job.output if isinstance(job, DecodeJob) else ()
+    if not job.prompt:
+        return _invalid("is empty; send at least one token")
+    if len(job.prompt) + len(output) > max_model_len:
+        return _invalid(f"has {len(job.prompt) + len(output)} tokens; the model takes {max_model_len}: shorten it")
+    for token in (*job.prompt, *output):
+        if not 0 <= token < vocab_size:
+            return _invalid(f"token id {token} is outside the vocabulary of {vocab_size} tokens")
+    return None
+
+
+def ticket_fault(ticket: Ticket, source: bool, uuid: str, mode: KvMode) -> Outcome | None:
+    """Why this worker can't be the ticket's source or destination."""
+    us = ticket.source if source else ticket.destination
+    if us.uuid != uuid:
+        return not_transferred(f"the ticket names worker {us.uuid!r}, this is worker {uuid!r}")
+    if mode is KvMode.PULL and not source and ticket.handover != handover_of(ticket):
+        return not_transferred("the ticket has no handover of its source; in pull mode it comes with the decode")
+    return None
+
+
+def not_transferred(message: str) -> Outcome:
+    return Outcome(failure=Failure.TRANSFER, message=message)
+
+
+def _invalid(message: str) -> Outcome:
+    return Outcome(failure=Failure.INVALID, field="prompt", message=message)

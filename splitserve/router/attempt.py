@@ -1,0 +1,241 @@
+"""One attempt to serve a request on one bound route: its jobs out, their deltas in, both cancelled on every ending.
+
+In push mode the decode job goes first and the prefill job at once after it; in pull mode the decode job follows the
+prefill's handover. An attempt decides nothing about the next one: it ends with the output finished, or with a `Setback`
+that says whose fault it was. Deltas of other attempts can't come here: each has its own mailbox.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from splitserve.core.deadline import Deadline
+from splitserve.core.errors import DeadlineExceeded, EngineError, InvalidRequest, SplitserveError, Unavailable
+from splitserve.core.request import SamplingParams
+from splitserve.core.worker import DecodeJob, Delta, Failure, KvMode, Outcome, PrefillJob, Ticket, WorkerInfo
+from splitserve.router.mailbox import Event, Lost, Mailbox
+from splitserve.router.membership import Membership
+from splitserve.router.output import Output
+from splitserve.router.timing import Stopwatch
+from splitserve.router.waiting import Binding
+
+_SETTLE_S = 0.5  # The first tokens may be out before the prefill worker has said how much KV it moved.
+
+_ERRORS: Mapping[Failure, type[SplitserveError]] = {
+    Failure.NOT_NOW: Unavailable,
+    Failure.TRANSFER: Unavailable,
+    Failure.CANCELLED: Unavailable,
+    Failure.ENGINE: EngineError,
+}
+
+
+class Setback(Exception):
+    """The attempt failed, the request need not. `worker` is the uuid of the one at fault, if any; `silent` says that it
+    must not get this request again; a full worker is nobody's fault."""
+
+    def __init__(self, reason: str, error: SplitserveError, worker: str | None, *, silent: bool = False) -> None:
+        super().__init__(str(error))
+        self.reason = reason
+        self.error = error
+        self.worker = worker
+        self.silent = silent
+
+    @property
+    def counts(self) -> bool:
+        return self.reason != Failure.NOT_NOW.value
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be done, the same for every attempt but for `epoch`. `flush` sends what the output holds unsent."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    priority: int
+    deadline: Deadline
+    inter_token_deadline_s: float
+    transfer_id: str
+    epoch: int
+    output: Output
+    stopwatch: Stopwatch
+    flush: Callable[[], Awaitable[None]]
+
+
+class Attempt:
+    """`with Attempt(...) as attempt: await attempt.run()`."""
+
+    def __init__(self, binding: Binding, work: Work, membership: Membership) -> None:
+        self._binding = binding
+        self._work = work
+        self._membership = membership
+        self._mailbox = Mailbox()
+        self._prefilling = binding.prefill is not None
+        self._has_tokens = False
+        self._sign_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._membership.cancel(self._binding.decode_job_id)
+        self._membership.cancel(self._binding.prefill_job_id)
+
+    async def run(self) -> None:
+        """Returns when the output is finished. Raises Setback, or InvalidRequest if a worker finds fault with the
+        request itself."""
+        self._dispatch()
+        while self._work.output.finish_reason is None:
+            await self._take(await self._events())
+        await self._settle()
+
+    # Jobs out ----------------------------------------------------------------------------------------------------
+    def _dispatch(self) -> None:
+        if self._binding.prefill is None or self._binding.decode.kv.mode is KvMode.PUSH:
+            self._send_decode(b"")
+        if self._binding.prefill is not None:
+            self._send_prefill(self._binding.prefill)
+
+    def _send_decode(self, handover: bytes) -> None:
+        work = self._work
+        job = DecodeJob(
+            job_id=self._binding.decode_job_id,
+            request_id=work.request_id,
+            prompt=work.prompt,
+            sampling=work.sampling,
+            deadline_s=work.deadline.remaining_s,
+            output=tuple(work.output.token_ids),
+            ticket=self._ticket(self._binding.prefill, handover) if self._binding.prefill is not None else None,
+            priority=work.priority,
+        )
+        self._membership.send(self._binding.decode.uuid, job, self._mailbox)
+
+    def _send_prefill(self, prefill: WorkerInfo) -> None:
+        work = self._work
+        job = PrefillJob(
+            job_id=self._binding.prefill_job_id,
+            request_id=work.request_id,
+            prompt=(*work.prompt, *work.output.token_ids),
+            ticket=self._ticket(prefill, b""),
+            deadline_s=work.deadline.remaining_s,
+            priority=work.priority,
+        )
+        self._membership.send(prefill.uuid, job, self._mailbox)
+
+    def _ticket(self, prefill: WorkerInfo, handover: bytes) -> Ticket:
+        return Ticket(
+            transfer_id=self._work.transfer_id,
+            epoch=self._work.epoch,
+            source=prefill.kv_peer,
+            destination=self._binding.decode.kv_peer,
+            handover=handover,
+        )
+
+    # Events in ---------------------------------------------------------------------------------------------------
+    async def _take(self, events: list[Event]) -> None:
+        """What came before a setback is the client's."""
+        setback: Exception | None = None
+        try:
+            for event in events:
+                self._on(event)
+        except (Setback, SplitserveError) as error:
+            setback = error
+        if setback is not None or self._work.output.finish_reason is None:
+            await self._work.flush()
+        if setback is not None:
+            raise setback
+
+    def _on(self, event: Event) -> None:
+        decodes = event.job_id == self._binding.decode_job_id
+        if isinstance(event, Lost):
+            self._on_lost(event, decodes)
+        elif decodes:
+            self._on_decode(event)
+        elif event.outcome is not None:
+            self._on_prefill(event.outcome)
+
+    def _on_lost(self, lost: Lost, decodes: bool) -> None:
+        if not decodes:
+            pending, self._prefilling = self._prefilling, False
+            if self._has_tokens or (not pending and self._binding.decode.kv.mode is KvMode.PUSH):
+                return  # its KV has arrived
+        worker = self._binding.decode if decodes or self._binding.prefill is None else self._binding.prefill
+        raise Setback("lost", Unavailable(f"worker {worker.name} is gone: {lost.reason}"), worker.uuid)
+
+    def _on_decode(self, delta: Delta) -> None:
+        try:
+            new_tokens = self._work.output.accept(delta)
+        except EngineError as error:
+            raise Setback("engine", error, self._binding.decode.uuid) from error
+        outcome = delta.outcome
+        finished = outcome is not None and outcome.finish_reason is not None
+        if new_tokens or (finished and not self._has_tokens):
+            self._has_tokens = True
+            self._sign_at = time.monotonic()
+            self._work.stopwatch.tokens(self._sign_at)
+        if outcome is not None:
+            self._work.output.finish_reason = outcome.finish_reason
+            if not finished:
+                raise self._setback(outcome, self._binding.decode)
+
+    def _on_prefill(self, outcome: Outcome) -> None:
+        self._prefilling = False
+        assert self._binding.prefill is not None
+        if outcome.failure is None:
+            self._sign_at = time.monotonic()
+            self._work.stopwatch.prefilled(self._binding, outcome, self._sign_at)
+            if self._binding.decode.kv.mode is KvMode.PULL:
+                self._send_decode(outcome.handover)
+        elif not self._has_tokens:
+            raise self._setback(outcome, self._binding.prefill)
+
+    def _setback(self, outcome: Outcome, worker: WorkerInfo) -> Exception:
+        failure = outcome.failure or Failure.ENGINE
+        if failure is Failure.INVALID:
+            return InvalidRequest(outcome.field or "request", outcome.message)
+        if failure is Failure.TRANSFER and self._binding.prefill is not None:
+            worker = self._binding.prefill  # whoever noticed: without this source the next route may do
+        error = _ERRORS[failure](f"worker {worker.name}: {outcome.message or failure.value}")
+        return Setback(failure.value, error, worker.uuid)
+
+    # Time --------------------------------------------------------------------------------------------------------
+    async def _events(self) -> list[Event]:
+        while True:
+            worker, silent_at = self._watched()
+            try:
+                async with asyncio.timeout(silent_at - time.monotonic()):
+                    return await self._mailbox.take()
+            except TimeoutError as error:
+                if self._watched()[1] <= time.monotonic():
+                    raise self._silence(worker) from error
+
+    def _watched(self) -> tuple[WorkerInfo, float]:
+        """The worker whose turn it is, and when it counts as silent: long prompts may keep one busy, but a busy worker
+        does something for someone."""
+        decode, prefill = self._binding.decode, self._binding.prefill
+        worker = prefill if prefill is not None and self._prefilling and not self._has_tokens else decode
+        computes_prompt = not self._has_tokens and (worker is prefill or prefill is None)
+        active_at = self._membership.active_at(worker.uuid) if computes_prompt else self._sign_at
+        return worker, max(self._sign_at, active_at) + self._work.inter_token_deadline_s
+
+    def _silence(self, worker: WorkerInfo) -> Setback:
+        patience_s = self._work.inter_token_deadline_s
+        sentence = f"inter_token_deadline_s: nothing came from worker {worker.name} for {patience_s:g} s"
+        return Setback("silent", DeadlineExceeded(sentence), worker.uuid, silent=True)
+
+    async def _settle(self) -> None:
+        """The tokens go out; the last chunk waits a moment for what the prefill worker has to say."""
+        if not self._prefilling:
+            return
+        await self._work.flush()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                while self._prefilling:
+                    for event in await self._mailbox.take():
+                        self._on(event)

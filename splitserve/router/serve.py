@@ -1,0 +1,168 @@
+"""One router: everything it is made of, its start, its watch over the fleet, its end.
+
+Runs on one event loop. `Router` is constructed by `cli` and by tests; port 0 takes a free port, `address` says which.
+"""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Self
+from uuid import uuid4
+
+from splitserve.core.config import RouterConfig
+from splitserve.core.fleet import FleetStatus, Health
+from splitserve.core.model import ModelInfo
+from splitserve.core.worker import Pool
+from splitserve.router.attach import FleetService
+from splitserve.router.journey import Surroundings
+from splitserve.router.membership import Membership
+from splitserve.router.running import Running
+from splitserve.router.service import AdminService, InferenceService
+from splitserve.router.text import Text
+from splitserve.router.waiting import WaitingRequests
+from splitserve.routing.fleet import Fleet
+from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
+from splitserve.rpc.server import Server
+from splitserve.telemetry.logs import Logger
+from splitserve.telemetry.metrics import RouterMetrics
+
+_SILENT_SHARE = 0.5  # of the heartbeat timeout, after which a worker gets no new jobs
+_LONGEST_WATCH_GAP_S = 0.25
+_GRACE_S = 2.0
+_SERVICES = tuple(
+    f"{file.DESCRIPTOR.package}.{name}"
+    for file, name in ((inference_pb2, "Inference"), (admin_pb2, "Admin"), (worker_pb2, "Fleet"))
+)
+
+
+class Router:
+    """Raises ConfigError if the model has no tokenizer, and from `start` if the address is taken."""
+
+    def __init__(self, config: RouterConfig, model: ModelInfo, metrics: RouterMetrics) -> None:
+        self.uuid = uuid4().hex
+        self._config = config
+        self._model = model
+        self._logger = Logger("router")
+        fleet = Fleet(silent_after_s=_SILENT_SHARE * config.heartbeat_timeout_s)
+        self._waiting = WaitingRequests(fleet, config.max_waiting_requests)
+        self._membership = Membership(model.name, fleet, self._waiting.pump)
+        self._running = Running()
+        self._text = Text(model.path)
+        self._around = Surroundings(config, model, self._text, self._membership, self._waiting, metrics)
+        self._worker_counts: Mapping[tuple[Pool, Health], int] = {}
+        self._server: Server | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        metrics.watch(lambda: len(self._waiting), lambda: len(self._running), lambda: self._worker_counts)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    @property
+    def address(self) -> str:
+        """host:port, once it has started."""
+        assert self._server is not None
+        return self._server.address
+
+    async def start(self) -> None:
+        """Returns when it listens. Health says NOT_SERVING until a worker can serve."""
+        self._server = Server(self._config.listen, self._config.max_message_mib, _SERVICES)
+        self._register(self._server)
+        await self._server.start()
+        self._watcher = asyncio.create_task(self._watch(self._server), name="watch over the fleet")
+        self._logger.info("router listens", address=self.address, model=self._model.name, uuid=self.uuid)
+
+    async def drain(self) -> None:
+        """New requests are refused with UNAVAILABLE; returns when the running ones have ended."""
+        self._running.drain()
+        self._logger.info("router drains", running=len(self._running))
+        await self._running.ended(self._config.deadline_s)
+
+    async def stop(self) -> None:
+        """Ends what still runs, with UNAVAILABLE or CANCELLED, after a short grace."""
+        if self._server is None or self._watcher is None:
+            return
+        self._running.drain()
+        for status in self._membership.statuses():
+            self._membership.leave(status.worker.uuid, "the router stops")
+        self._watcher.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._watcher
+        await self._server.stop(_GRACE_S)
+        self._text.close()
+
+    async def failed(self) -> None:
+        """Returns only by raising what broke the watch over the fleet: without it lost workers go unnoticed."""
+        assert self._watcher is not None
+        await self._watcher
+
+    def status(self) -> FleetStatus:
+        waiting = len(self._waiting)
+        return FleetStatus(
+            model=self._model.name,
+            workers=self._membership.statuses(),
+            waiting_requests=waiting,
+            running_requests=max(0, len(self._running) - waiting),
+            router_uuid=self.uuid,
+        )
+
+    def _register(self, server: Server) -> None:
+        attach = FleetService(self._membership, self.uuid, self._config.heartbeat_interval_s, self._logger)
+        inference = InferenceService(self._around, self._running, self._logger)
+        admin = AdminService(self._membership, self.status, self._config.deadline_s)
+        worker_pb2_grpc.add_FleetServicer_to_server(attach, server.grpc)  # type: ignore[no-untyped-call]
+        inference_pb2_grpc.add_InferenceServicer_to_server(inference, server.grpc)  # type: ignore[no-untyped-call]
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, server.grpc)  # type: ignore[no-untyped-call]
+
+    async def _watch(self, server: Server) -> None:
+        """What no message tells: workers that have gone silent. Health and gauges follow."""
+        gap_s = min(_LONGEST_WATCH_GAP_S, self._config.heartbeat_interval_s)
+        while True:
+            for worker in self._membership.expire(self._config.heartbeat_timeout_s):
+                self._logger.warning("worker given up", worker=worker.name, uuid=worker.uuid)
+            self._waiting.pump()
+            statuses = self._membership.statuses()
+            self._worker_counts = Counter((status.pool, status.health) for status in statuses)
+            await server.set_serving(self._membership.can_serve and not self._running.draining)
+            await asyncio.sleep(gap_s)
+
+
+async def serve_until_signal(router: Router) -> None:
+    """For a started router: the first SIGTERM or SIGINT drains it, the second ends it. It is stopped either way."""
+    first, second = asyncio.Event(), asyncio.Event()
+    try:
+        with _signals(first, second):
+            await _first_of(first.wait(), router.failed())
+            await _first_of(router.drain(), second.wait())
+    finally:
+        await router.stop()
+
+
+async def _first_of(*waits: Coroutine[object, object, object]) -> None:
+    """Until one of them ends; raises its error."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(wait) for wait in waits]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+
+@contextmanager
+def _signals(first: asyncio.Event, second: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def note() -> None:
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, note)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

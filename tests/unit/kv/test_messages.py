@@ -1,0 +1,115 @@
+"""Frames: what goes in comes out, what is malformed is named and nothing else."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitserve.core.worker import KvFormat, KvMode, TransferStats
+from splitserve.kv.messages import (
+    MAX_MESSAGE_BYTES,
+    PROTOCOL_VERSION,
+    Cancel,
+    Cancelled,
+    Codec,
+    Done,
+    Failed,
+    Goodbye,
+    Hello,
+    HelloReply,
+    Malformed,
+    Message,
+    Ping,
+    Pong,
+    Progress,
+    Register,
+)
+
+KV = KvFormat("abc", "float32", 16, 4, 2, 8, 2048, KvMode.PUSH, "shm")
+MESSAGES: list[Message] = [
+    Hello("tcp://127.0.0.1:5000", KV, b"address"),
+    Hello("tcp://[::1]:5000", KV, b""),
+    HelloReply("b", KV, b"address", "kv.dtype is ..."),
+    Register("t", 1, b"h" * 16, 2, (5, 6), 3.5),
+    Progress("t", 1, 7),
+    Done("t", 1, TransferStats(1, 2, -0.5)),
+    Failed("t", 1, "write", "sentence"),
+    Cancel("t", 1),
+    Cancelled("t", 1),
+    Ping(),
+    Pong(),
+    Goodbye(),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_every_message_survives_the_wire(message: Message) -> None:
+    assert Codec("b").decode(Codec("a").encode("b", message)) == ("a", "b", message)
+
+
+def test_every_kind_of_message_is_covered_above() -> None:
+    assert {type(message) for message in MESSAGES} == set(Message.__args__)
+
+
+def _kind(frame: bytes) -> str:
+    with pytest.raises(Malformed) as caught:
+        Codec("b").decode(frame)
+    return caught.value.kind
+
+
+def _frame(body: object, version: int = PROTOCOL_VERSION) -> bytes:
+    return msgspec.msgpack.encode([version, "a", "b", body])
+
+
+def test_another_version_is_named_even_if_its_body_is_unknown() -> None:
+    assert _kind(_frame(["brand new", 1], version=PROTOCOL_VERSION + 1)) == "version"
+
+
+def test_an_unknown_message_is_malformed() -> None:
+    assert _kind(_frame(["teleport", 1])) == "malformed"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ["register", "t", 1, b"short", 0, [1], 1.0],
+        ["register", "t", -1, b"h" * 16, 0, [1], 1.0],
+        ["register", "t", 1, b"h" * 16, 0, [-1], 1.0],
+        ["register", "t", 1, b"h" * 16, 0, [2**31], 1.0],
+        ["register", "", 1, b"h" * 16, 0, [1], 1.0],
+        ["register", "t" * 300, 1, b"h" * 16, 0, [1], 1.0],
+        ["hello", "tcp://somewhere.example:80", msgspec.to_builtins(KV), b""],
+        ["hello", "ipc:///tmp/socket", msgspec.to_builtins(KV), b""],
+        ["done", "t", 1],
+    ],
+)
+def test_a_field_out_of_bounds_is_malformed(body: object) -> None:
+    assert _kind(_frame(body)) == "malformed"
+
+
+def test_an_oversized_frame_is_refused_before_it_is_read() -> None:
+    assert _kind(b"\x00" * (MAX_MESSAGE_BYTES + 1)) == "oversized"
+
+
+def test_an_oversized_message_is_never_made() -> None:
+    with pytest.raises(Malformed, match="oversized"):
+        Codec("a").encode("b", Hello("tcp://127.0.0.1:1", KV, b"x" * MAX_MESSAGE_BYTES))
+
+
+@given(st.binary(max_size=300))
+def test_noise_is_malformed_and_nothing_worse(noise: bytes) -> None:
+    assert _kind(noise) in ("malformed", "version")
+
+
+@given(st.data(), st.sampled_from(MESSAGES))
+def test_a_damaged_frame_is_read_or_malformed_and_nothing_worse(data: st.DataObject, message: Message) -> None:
+    frame = bytearray(Codec("a").encode("b", message))
+    for _ in range(data.draw(st.integers(1, 3))):
+        frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
+    del frame[data.draw(st.integers(0, len(frame))) :]
+    try:
+        sender, _, read = Codec("b").decode(bytes(frame))
+    except Malformed:
+        return
+    assert isinstance(sender, str)
+    assert isinstance(read, Message)

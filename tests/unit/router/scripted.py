@@ -1,0 +1,228 @@
+"""Workers that do what a test says, word for word, on a real membership: no network, no clock but the loop's."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry
+
+from splitserve.core.config import RouterConfig
+from splitserve.core.model import ModelInfo
+from splitserve.core.request import Chunk, FinishReason, GenerateRequest, SamplingParams
+from splitserve.core.worker import (
+    DecodeJob,
+    Delta,
+    Failure,
+    Job,
+    KvFormat,
+    KvMode,
+    KvPeer,
+    Load,
+    Outcome,
+    Pool,
+    PrefillJob,
+    TransferStats,
+    WorkerInfo,
+)
+from splitserve.router.journey import Journey, Surroundings
+from splitserve.router.membership import Attachment, Membership, Order, SendCancel, SendJob
+from splitserve.router.text import Text
+from splitserve.router.waiting import WaitingRequests
+from splitserve.routing.fleet import Fleet
+from splitserve.telemetry.metrics import RouterMetrics
+
+WITHIN_S = 5.0  # a test that waits longer for anything has failed
+DEMO_MODEL = Path(__file__).parents[3] / "splitserve" / "demo" / "model"
+JobT = TypeVar("JobT", PrefillJob, DecodeJob)
+
+
+def worker_info(name: str, pool: Pool, mode: KvMode = KvMode.PUSH, **changes: object) -> WorkerInfo:
+    """A worker of 64 blocks of 16 tokens."""
+    info = WorkerInfo(
+        uuid=f"uuid-{name}",
+        name=name,
+        pool=pool,
+        model="model",
+        kv=KvFormat("print", "float32", 16, 4, 2, 64, 1024, mode, "shm"),
+        kv_peer=KvPeer(f"uuid-{name}", f"tcp://{name}:1"),
+        total_blocks=64,
+        max_sequences=8,
+        max_model_len=256,
+        engine="sim",
+    )
+    return replace(info, **changes)  # type: ignore[arg-type]
+
+
+def load_of(info: WorkerInfo, **changes: object) -> Load:
+    """What an idle worker grants."""
+    load = Load(
+        seen_jobs=0,
+        free_blocks=info.total_blocks,
+        free_sequences=info.max_sequences,
+        prefill_tokens=0,
+        prefill_token_limit=512,
+        parked_limit_blocks=info.total_blocks // 2,
+        running=0,
+        quarantined_blocks=0,
+        pinned_blocks=0,
+        pool=info.pool,
+        draining=False,
+        produced_tokens=0,
+    )
+    return replace(load, **changes)  # type: ignore[arg-type]
+
+
+class ScriptedWorker:
+    """`grants` is the load it reports, whole, after each thing it says."""
+
+    def __init__(self, membership: Membership, info: WorkerInfo) -> None:
+        self.info = info
+        self.grants = load_of(info)
+        self.cancelled: list[str] = []
+        self._jobs: list[Job] = []
+        self._arrived = asyncio.Condition()
+        self._seen = 0
+        self._membership = membership
+        self.attachment: Attachment = membership.join(info)
+        self._listening = asyncio.create_task(self._listen())
+        self.report()
+
+    def report(self, **changes: object) -> None:
+        self.grants = replace(self.grants, seen_jobs=self._seen, **changes)  # type: ignore[arg-type]
+        self._membership.heard(self.info.uuid, self.grants, [])
+
+    def say(self, job: Job, *token_ids: int, index: int = 0, outcome: Outcome | None = None) -> None:
+        text = "".join(f"<{token}>" for token in token_ids)
+        delta = Delta(job.job_id, index, token_ids, text, outcome=outcome)
+        self._membership.heard(self.info.uuid, replace(self.grants, seen_jobs=self._seen), [delta])
+
+    def finish(self, job: Job, *token_ids: int, index: int = 0, stop: bool = False) -> None:
+        reason = FinishReason.STOP if stop else FinishReason.LENGTH
+        self.say(job, *token_ids, index=index, outcome=Outcome(reason))
+
+    def fail(self, job: Job, failure: Failure, field: str = "") -> None:
+        self.say(job, outcome=Outcome(failure=failure, message=f"scripted {failure.value}", field=field))
+
+    def sent_kv(self, job: PrefillJob, kv_bytes: int = 4096, uncovered_s: float = -0.01) -> None:
+        transfer = TransferStats(kv_bytes, kv_bytes // 2, uncovered_s)
+        outcome = Outcome(FinishReason.LENGTH, handover=b"from here", transfer=transfer)
+        self.say(job, outcome=outcome)
+
+    def die(self) -> None:
+        self._listening.cancel()
+        self._membership.leave(self.info.uuid, "scripted death")
+
+    async def decode_job(self) -> DecodeJob:
+        return await self._next(DecodeJob)
+
+    async def prefill_job(self) -> PrefillJob:
+        return await self._next(PrefillJob)
+
+    async def cancelled_job(self, job: Job) -> None:
+        """Waits until the router has cancelled this job."""
+        await self._until(lambda: job.job_id in self.cancelled)
+
+    @property
+    def idle(self) -> bool:
+        return not self._jobs
+
+    async def _next(self, kind: type[JobT]) -> JobT:
+        await self._until(lambda: any(isinstance(job, kind) for job in self._jobs))
+        job = next(job for job in self._jobs if isinstance(job, kind))
+        self._jobs.remove(job)
+        return job
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WITHIN_S), self._arrived:
+            await self._arrived.wait_for(holds)
+
+    async def _listen(self) -> None:
+        while True:
+            order: Order = await self.attachment.outbox.get()
+            async with self._arrived:
+                if isinstance(order, SendJob):
+                    self._seen = order.number
+                    self._jobs.append(order.job)
+                if isinstance(order, SendCancel):
+                    self.cancelled.append(order.job_id)
+                self._arrived.notify_all()
+
+
+class Stage:
+    """A router's inside without its network, and the client that hears it."""
+
+    def __init__(self, config: RouterConfig | None = None) -> None:
+        self.config = config or RouterConfig()
+        self.model = replace(ModelInfo.read(DEMO_MODEL), name="model", eos_token_ids=(1,))
+        self.fleet = Fleet(silent_after_s=60.0)
+        self.waiting = WaitingRequests(self.fleet, self.config.max_waiting_requests)
+        self.membership = Membership("model", self.fleet, self.waiting.pump)
+        self.registry = CollectorRegistry()
+        self.metrics = RouterMetrics(self.registry)
+        self.text = Text(self.model.path)
+        self.workers: list[ScriptedWorker] = []
+        self.chunks: list[Chunk] = []
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self._written = asyncio.Condition()
+
+    def worker(self, name: str, pool: Pool, mode: KvMode = KvMode.PUSH, **changes: object) -> ScriptedWorker:
+        worker = ScriptedWorker(self.membership, worker_info(name, pool, mode, **changes))
+        self.workers.append(worker)
+        return worker
+
+    def pair(self, mode: KvMode = KvMode.PUSH) -> tuple[ScriptedWorker, ScriptedWorker]:
+        """One prefill and one decode worker."""
+        return self.worker("p0", Pool.PREFILL, mode), self.worker("d0", Pool.DECODE, mode)
+
+    def request(
+        self,
+        prompt: Sequence[int] = (5, 6, 7, 8),
+        max_tokens: int | None = 4,
+        request_id: str = "r",
+        deadline_s: float | None = None,
+        inter_token_deadline_s: float | None = None,
+        priority: int = 0,
+        **sampling: object,
+    ) -> "asyncio.Task[Chunk]":
+        """Sends a request; the task is its call."""
+        request = GenerateRequest(
+            prompt=tuple(prompt),
+            sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0, **sampling),  # type: ignore[arg-type]
+            request_id=request_id,
+            deadline_s=deadline_s,
+            inter_token_deadline_s=inter_token_deadline_s,
+            priority=priority,
+        )
+        around = Surroundings(self.config, self.model, self.text, self.membership, self.waiting, self.metrics)
+        return asyncio.create_task(Journey(request, self._send, around).travel())
+
+    async def seen(self, count: int) -> None:
+        """Waits until the client has so many tokens."""
+        async with asyncio.timeout(WITHIN_S), self._written:
+            await self._written.wait_for(lambda: len(self.token_ids) >= count)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for chunk in self.chunks for token in chunk.token_ids]
+
+    @property
+    def text_out(self) -> str:
+        return "".join(chunk.text for chunk in self.chunks)
+
+    def promised(self) -> int:
+        """Jobs that the router thinks some worker holds."""
+        return sum(status.prefills + status.decodes for status in self.membership.statuses())
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.die()
+        self.text.close()
+
+    async def _send(self, chunk: Chunk) -> None:
+        await self.writable.wait()
+        async with self._written:
+            self.chunks.append(chunk)
+            self._written.notify_all()
