@@ -1,5 +1,5 @@
-"""`splitserve demo`: prompts of several lengths at once through a prefill and a decode worker, then through one colocated
-worker, and whether both gave the same tokens. The exit code says so too.
+"""`splitserve demo`: prompts of several lengths at once through a prefill and a decode worker, then through one
+colocated worker, and whether both gave the same tokens. The exit code says so too.
 
 The two clusters run one after the other, so that each has the machine to itself.
 """
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from splitserve.cli.streams import Streams
+    from splitserve.client import AsyncClient
     from splitserve.core.config import ClusterConfig
 
 PROMPTS = Path(__file__).parents[1] / "demo" / "prompts.json"
@@ -78,7 +80,7 @@ async def _both(console: "Console", engine: str, model: str, max_tokens: int) ->
 
 
 def _cluster(engine: str, model: str, prefill: int) -> "ClusterConfig":
-    """On free ports, so that it does not meet a cluster that is running. One decode worker alone prefills for itself."""
+    """On free ports, beside whatever runs. A decode worker alone prefills for itself: a colocated engine."""
     from splitserve.cli.local import Overrides, cluster_of
 
     said = {"router": {"listen": "127.0.0.1:0", "metrics": None}, "worker_metrics_port": None, "restart": False}
@@ -89,17 +91,60 @@ async def _serve(
     console: "Console", cluster: "ClusterConfig", prompts: Sequence[dict[str, str]], sampling: SamplingParams
 ) -> list[Served]:
     """All prompts at once through one cluster, streamed to the terminal."""
-    from splitserve.cli.cluster import running
     from splitserve.cli.streams import Streams
-    from splitserve.cli.up import ConsoleVoice, run_directory
+    from splitserve.cli.up import ConsoleVoice, run_directory, told
     from splitserve.client import AsyncClient
 
-    voice, streams = ConsoleVoice(console), Streams(console, [prompt["name"] for prompt in prompts])
-    with run_directory(None) as directory, voice.starting() as spinner:
-        async with running(cluster, "options", directory, voice.on_event, _DRAIN_S) as up:
-            spinner.stop()
-            async with AsyncClient(up.address) as client, asyncio.TaskGroup() as tasks:
-                with streams.shown():
-                    served = [tasks.create_task(_ask(client, prompt, sampling, streams)) for prompt in prompts]
-                    await asyncio.wait(served)
+    streams = Streams(console, [prompt["name"] for prompt in prompts])
+    with run_directory(None) as directory:
+        async with (
+            told(cluster, "options", directory, _DRAIN_S, ConsoleVoice(console)) as up,
+            AsyncClient(up.address) as client,
+        ):
+            return await _ask_all(client, prompts, sampling, streams)
+
+
+async def _ask_all(
+    client: "AsyncClient", prompts: Sequence[dict[str, str]], sampling: SamplingParams, streams: "Streams"
+) -> list[Served]:
+    with streams.shown():
+        async with asyncio.TaskGroup() as tasks:
+            served = [tasks.create_task(_ask(client, prompt, sampling, streams)) for prompt in prompts]
     return [task.result() for task in served]
+
+
+async def _ask(client: "AsyncClient", prompt: dict[str, str], sampling: SamplingParams, streams: "Streams") -> Served:
+    name = prompt["name"]
+    token_ids: list[int] = []
+    text: list[str] = []
+    async for chunk in client.generate(prompt["text"], sampling, request_id=f"demo {name}"):
+        token_ids.extend(chunk.token_ids)
+        text.append(chunk.text)
+        streams.add(name, chunk.text, chunk.finish_reason is not None)
+    return Served(name, tuple(token_ids), "".join(text), chunk)
+
+
+def results_table(results: Sequence[Served]) -> "Table":
+    """One row per request; the share is of the KV that moved while the prompt was still being read."""
+    from splitserve.cli.tables import table
+
+    workers = ("request", "prefill worker", "decode worker")
+    figures = ("prompt tokens", "output tokens", "TTFT ms", "TPOT ms", "KV bytes", "before prefill ended")
+    return table(workers, figures, ((served.name, *_row(served.last)) for served in results))
+
+
+def _row(last: Chunk) -> tuple[str, ...]:
+    usage, timings = last.usage, last.timings
+    assert usage is not None
+    assert timings is not None
+    early = f"{timings.kv_bytes_before_prefill_ended / timings.kv_bytes:.0%}" if timings.kv_bytes else "-"
+    return (
+        timings.prefill_worker or "-",
+        timings.decode_worker,
+        f"{usage.prompt_tokens:,}",
+        f"{usage.output_tokens:,}",
+        f"{timings.ttft_s * 1e3:.0f}",
+        f"{timings.tpot_s * 1e3:.1f}",
+        f"{timings.kv_bytes:,}",
+        early,
+    )

@@ -115,8 +115,10 @@ def _summary(last: Chunk) -> str:
     timings = last.timings
     route = f"{timings.prefill_worker} → {timings.decode_worker}" if timings.prefill_worker else timings.decode_worker
     moved = f", {timings.kv_bytes / 1e6:.1f} MB of KV moved" if timings.kv_bytes else ""
-    return (
-        f"[{last.usage.prompt_tokens} prompt + {last.usage.output_tokens} output tokens, {last.finish_reason}; "
-        f"TTFT {timings.ttft_s * 1e3:.0f} ms (queue {timings.queue_s * 1e3:.0f}, "
-        f"prefill {timings.prefill_s * 1e3:.0f}, transfer {timings.transfer_s * 1e3:.0f}), TPOT {timings.tpot_s * 1e3:.1f} ms; {route}{moved}]"
-    )
+    tokens = f"{last.usage.prompt_tokens} prompt + {last.usage.output_tokens} output tokens, {last.finish_reason}"
+    parts = f"queue {_ms(timings.queue_s)}, prefill {_ms(timings.prefill_s)}, transfer {_ms(timings.transfer_s)}"
+    return f"[{tokens}; TTFT {_ms(timings.ttft_s)} ({parts}), TPOT {_ms(timings.tpot_s)}; {route}{moved}]"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"

@@ -5,8 +5,9 @@ option (as typer's own), 1 for the rest.
 """
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -37,10 +38,27 @@ def main() -> None:
     try:
         app()
     except SplitserveError as error:
-        _say_error(str(error))
-        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+        _fail(error)
+    except ExceptionGroup as group:  # of tasks that ran at once: the first tells
+        ours = group.subgroup(SplitserveError)
+        if ours is None:
+            raise
+        _fail(next(_leaves(ours)))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _fail(error: BaseException) -> NoReturn:
+    _say_error(str(error))
+    raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
 
 
 def _say_error(sentence: str) -> None:
@@ -109,10 +127,12 @@ def router(
     parent: Parent = None,
 ) -> None:
     """Run one router process."""
+    import uvloop
+
     from splitserve.cli.build import run_router
 
     settings = _settings(RouterConfig, config, model=model, listen=listen, metrics=metrics)
-    asyncio.run(run_router(settings, ready_fd, parent))
+    uvloop.run(run_router(settings, ready_fd, parent))
 
 
 @app.command(epilog="Example:  splitserve worker --pool decode --model ~/models/Qwen3-0.6B --router 10.0.0.5:50051")
@@ -127,11 +147,13 @@ def worker(
     parent: Parent = None,
 ) -> None:
     """Run one worker process: it loads the model, warms up and joins its routers."""
+    import uvloop
+
     from splitserve.cli.build import run_worker
 
     kind = {"kind": engine} if engine else None
     settings = _settings(WorkerConfig, config, pool=pool, model=model, engine=kind, routers=router or None, name=name)
-    asyncio.run(run_worker(settings, ready_fd, parent))
+    raise typer.Exit(uvloop.run(run_worker(settings, ready_fd, parent)))
 
 
 def _settings(kind: type[SettingsT], file: Path | None, **options: object) -> SettingsT:

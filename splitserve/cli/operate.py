@@ -33,8 +33,10 @@ def status(
         if as_json:
             for fleet in looks:
                 print(json.dumps(asdict(fleet)), flush=True)
+        elif watch:
+            _watch(looks)
         else:
-            _show(looks)
+            _print(next(looks))
 
 
 def drain(
@@ -46,7 +48,7 @@ def drain(
     """Take a worker out of service: it gets no new requests, ends those it has, and exits."""
     with router_at(router) as client:
         finished = client.drain(worker, timeout)
-    _say(as_json, f"{worker} drained; it finished {finished} jobs first", worker=worker, finished_requests=finished)
+    _say(as_json, f"{worker} drained; jobs it finished first: {finished}", worker=worker, finished_requests=finished)
 
 
 def pool(
@@ -74,7 +76,13 @@ def _looks(client: "Client", watch: bool) -> Iterator[FleetStatus]:
         yield client.fleet()
 
 
-def _show(looks: Iterable[FleetStatus]) -> None:
+def _print(fleet: FleetStatus) -> None:
+    from rich.console import Console
+
+    Console().print(_shown(fleet))
+
+
+def _watch(looks: Iterable[FleetStatus]) -> None:
     from rich.live import Live
 
     with Live(auto_refresh=False) as live:
@@ -84,13 +92,14 @@ def _show(looks: Iterable[FleetStatus]) -> None:
 
 def _shown(fleet: FleetStatus) -> "Group":
     from rich.console import Group
-    from rich.table import Table
 
-    table = Table("name", "pool", "health", "engine", "free blocks", "pinned", "quarantined", "jobs", "tokens", "heard")
-    for worker in sorted(fleet.workers, key=lambda one: (one.pool != Pool.PREFILL, one.worker.name)):
-        table.add_row(*_row(worker))
+    from splitserve.cli.tables import table
+
     counts = f"{fleet.model}: {fleet.running_requests} running, {fleet.waiting_requests} waiting"
-    return Group(counts, table if fleet.workers else "no workers yet")
+    ordered = sorted(fleet.workers, key=lambda one: (one.pool != Pool.PREFILL, one.worker.name))
+    words = ("name", "pool", "health", "engine")
+    figures = ("free blocks", "pinned", "quaran- tined", "pre- fills", "decodes", "tokens", "heard s ago")
+    return Group(counts, table(words, figures, map(_row, ordered)) if ordered else "no workers yet")
 
 
 def _row(status: WorkerStatus) -> tuple[str, ...]:
@@ -103,7 +112,8 @@ def _row(status: WorkerStatus) -> tuple[str, ...]:
         f"{load.free_blocks}/{status.worker.total_blocks}",
         str(load.pinned_blocks),
         str(load.quarantined_blocks),
-        f"{status.prefills} prefill, {status.decodes} decode",
+        str(status.prefills),
+        str(status.decodes),
         str(load.produced_tokens),
-        f"{status.seconds_since_heartbeat:.1f} s ago",
+        f"{status.seconds_since_heartbeat:.1f}",
     )

@@ -5,7 +5,7 @@ import contextlib
 import json
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ from rich.table import Table
 from splitserve.cli.cluster import Member, RunningCluster, running
 from splitserve.cli.process import stop_signals
 from splitserve.cli.supervisor import Ended, Event, Ready, Started
+from splitserve.cli.tables import table
 from splitserve.core.config import ClusterConfig, WorkerConfig
 
 
@@ -39,14 +40,23 @@ async def up(cluster: ClusterConfig, source: str, directory: Path, drain_s: floa
     starting = asyncio.current_task()
     assert starting is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)
+    async with told(cluster, source, directory, drain_s, voice) as cluster_up:
+        stop = stop_signals()
+        voice.ready(cluster_up, directory)
+        await stop.wait()
+        voice.draining(drain_s)
+
+
+@contextlib.asynccontextmanager
+async def told(
+    cluster: ClusterConfig, source: str, directory: Path, drain_s: float, voice: Voice
+) -> AsyncIterator[RunningCluster]:
+    """A running cluster, with its start shown."""
     with contextlib.ExitStack() as until_ready:
         until_ready.enter_context(voice.starting())
         async with running(cluster, source, directory, voice.on_event, drain_s) as cluster_up:
             until_ready.close()
-            stop = stop_signals()
-            voice.ready(cluster_up, directory)
-            await stop.wait()
-            voice.draining(drain_s)
+            yield cluster_up
 
 
 @contextlib.contextmanager
@@ -88,6 +98,7 @@ class ConsoleVoice:
         self._status = console.status("")
         self._waiting: dict[str, None] = {}
         self._ended: set[str] = set()
+        self._serving = False
 
     def on_event(self, event: Event) -> None:
         match event:
@@ -106,6 +117,7 @@ class ConsoleVoice:
         return self._status
 
     def ready(self, cluster: RunningCluster, directory: Path) -> None:
+        self._serving = True
         self._console.print(process_table(cluster))
         self._console.print(f"Serving on [bold]{cluster.address}[/bold]. Try, in another terminal:")
         at = "" if cluster.address == "127.0.0.1:50051" else f" --router {cluster.address}"
@@ -121,6 +133,8 @@ class ConsoleVoice:
             self._console.print(f"[green]{event.name} is back[/green] (pid {event.pid})")
 
     def _say_ended(self, event: Ended) -> None:
+        if not self._serving:
+            return  # a failed start is told as an error, with its reason
         if event.restart_in_s is None:
             self._console.print(f"{event.name} ended ({event.how})", style="dim", highlight=False)
             return
@@ -130,10 +144,10 @@ class ConsoleVoice:
 
 
 def process_table(cluster: RunningCluster) -> Table:
-    table = Table("role", "name", "pid", "address", "metrics", "core")
-    for member in cluster.members:
-        table.add_row(*("-" if value in (None, "") else str(value) for value in _row(member).values()))
-    return table
+    rows = [_row(member) for member in cluster.members]
+    return table(
+        tuple(rows[0]), (), (["-" if cell in (None, "") else str(cell) for cell in row.values()] for row in rows)
+    )
 
 
 def _row(member: Member) -> dict[str, object]:

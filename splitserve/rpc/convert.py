@@ -198,23 +198,13 @@ def load_from_proto(message: worker_pb2.Load) -> Load:
 
 # Jobs ---------------------------------------------------------------------------------------------------------------
 def ticket_to_proto(ticket: Ticket) -> worker_pb2.Ticket:
-    return worker_pb2.Ticket(
-        transfer_id=ticket.transfer_id,
-        epoch=ticket.epoch,
-        source=kv_peer_to_proto(ticket.source),
-        destination=kv_peer_to_proto(ticket.destination),
-        handover=ticket.handover,
-    )
+    source, destination = kv_peer_to_proto(ticket.source), kv_peer_to_proto(ticket.destination)
+    return _same_fields_to(worker_pb2.Ticket, ticket, source=source, destination=destination)
 
 
 def ticket_from_proto(message: worker_pb2.Ticket) -> Ticket:
-    return Ticket(
-        transfer_id=message.transfer_id,
-        epoch=message.epoch,
-        source=kv_peer_from_proto(message.source),
-        destination=kv_peer_from_proto(message.destination),
-        handover=message.handover,
-    )
+    source, destination = kv_peer_from_proto(message.source), kv_peer_from_proto(message.destination)
+    return _same_fields_from(Ticket, message, source=source, destination=destination)
 
 
 def job_to_proto(job: Job, number: int) -> worker_pb2.Job:

@@ -11,11 +11,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from splitserve.core.fleet import Health
 from splitserve.core.request import Timings, Usage
-from splitserve.core.worker import Pool
+from splitserve.core.worker import Failure, Load, Outcome, Pool
 
 _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0)
 _TPOT_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4, 0.8, 1.6)
 _QUEUE_BUCKETS_S = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class RouterMetrics:
@@ -91,6 +92,50 @@ class RouterMetrics:
 
     def resumed(self) -> None:
         self._resumes.inc()
+
+
+class WorkerMetrics:
+    """What one worker counts. `watch` is called once the engine has started."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._ended = Counter(
+            "splitserve_worker_jobs", "Jobs ended, refused ones included", ["kind", "outcome"], registry=registry
+        )
+        self._tokens = Counter("splitserve_worker_tokens", "Tokens produced", registry=registry)
+        self._batch = Histogram(
+            "splitserve_worker_step_jobs",
+            "Jobs that an engine step gave news of",
+            buckets=_BATCH_BUCKETS,
+            registry=registry,
+        )
+        self._sent_bytes = Counter("splitserve_worker_kv_sent_bytes", "KV written to other workers", registry=registry)
+        self._failed_transfers = Counter(
+            "splitserve_worker_kv_failed_transfers", "Jobs that failed for want of KV", ["kind"], registry=registry
+        )
+        self._running = Gauge("splitserve_worker_running_jobs", "Jobs that compute", registry=registry)
+        self._parked = Gauge("splitserve_worker_parked_jobs", "Decodes that wait for KV", registry=registry)
+        self._blocks = Gauge("splitserve_worker_kv_blocks", "KV blocks by state", ["state"], registry=registry)
+
+    def watch(self, shown: Callable[[], tuple[Load, int]]) -> None:
+        """`shown`: the latest load and how many jobs are parked. Called from the thread that scrapes; it only reads."""
+        self._running.set_function(lambda: shown()[0].running)
+        self._parked.set_function(lambda: shown()[1])
+        self._blocks.labels("free").set_function(lambda: shown()[0].free_blocks)
+        self._blocks.labels("pinned").set_function(lambda: shown()[0].pinned_blocks)
+        self._blocks.labels("quarantined").set_function(lambda: shown()[0].quarantined_blocks)
+
+    def stepped(self, jobs: int, tokens: int) -> None:
+        """One engine step that gave news."""
+        self._batch.observe(jobs)
+        self._tokens.inc(tokens)
+
+    def ended(self, kind: str, outcome: Outcome) -> None:
+        """`kind` is prefill or decode."""
+        self._ended.labels(kind, outcome.failure.value if outcome.failure is not None else "finished").inc()
+        if outcome.failure is Failure.TRANSFER:
+            self._failed_transfers.labels(kind).inc()
+        if kind == "prefill" and outcome.transfer is not None:
+            self._sent_bytes.inc(outcome.transfer.bytes)
 
 
 def _reading(

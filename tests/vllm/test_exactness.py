@@ -37,7 +37,10 @@ class Worker:
     engine: RemoteEngine
     deltas: Collector
     info: EngineInfo
-    at_start: EngineLoad
+
+    @property
+    def all_free(self) -> bool:
+        return self.engine.load() == EngineLoad(self.info.total_blocks, 0, 0)
 
     @property
     def peer(self) -> KvPeer:
@@ -107,7 +110,7 @@ def bench(sensitive_model: Path, cores: tuple[int, int]) -> Iterator[Bench]:
 def no_block_is_lost(bench: Bench) -> Iterator[None]:
     yield
     deadline = time.monotonic() + 20
-    while any(worker.engine.load() != worker.at_start for worker in bench.workers):
+    while not all(worker.all_free for worker in bench.workers):
         assert time.monotonic() < deadline, [worker.engine.load() for worker in bench.workers]
         threading.Event().wait(0.02)
 
@@ -122,7 +125,7 @@ def _engine(model: Path, name: str, chunk: int, cores: tuple[int, int]) -> Remot
 def _started(engine: RemoteEngine) -> Worker:
     deltas = Collector()
     info = engine.start(deltas)
-    return Worker(engine, deltas, info, engine.load())
+    return Worker(engine, deltas, info)
 
 
 def _prompt(seed: str, length: int) -> tuple[int, ...]:

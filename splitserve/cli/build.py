@@ -1,0 +1,93 @@
+"""The only place that constructs the big objects: a router process and a worker process, from their settings.
+
+vLLM is imported here alone, and only for a worker that asks for it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from prometheus_client import CollectorRegistry, start_http_server
+
+from splitserve.cli.process import end_with_parent, say_ready
+from splitserve.core.config import RouterConfig, WorkerConfig
+from splitserve.core.errors import ConfigError
+from splitserve.core.model import ModelInfo
+from splitserve.core.worker import WorkerInfo
+from splitserve.engine.protocol import Engine
+from splitserve.router.serve import Router, serve_until_signal
+from splitserve.telemetry import logs
+from splitserve.telemetry.metrics import RouterMetrics, WorkerMetrics
+from splitserve.worker.serve import Worker, serve
+
+DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
+
+
+def read_model(name: str, served_name: str) -> ModelInfo:
+    """`demo` is the model that ships with splitserve. Raises ConfigError."""
+    if name == "demo":
+        return ModelInfo.read(DEMO_MODEL, served_name or "demo")
+    return ModelInfo.read(name, served_name)
+
+
+async def run_router(config: RouterConfig, ready_fd: int | None, parent: int | None) -> None:
+    """Until it is drained. Raises ConfigError."""
+    _begin(parent)
+    model, registry = read_model(config.model, config.served_model_name), CollectorRegistry()
+    with metrics_served(config.metrics, registry) as metrics:
+        router = Router(config, model, RouterMetrics(registry))
+        await router.start()
+        say_ready(ready_fd, {"role": "router", "address": router.address, "metrics": metrics})
+        await serve_until_signal(router)
+
+
+async def run_worker(config: WorkerConfig, ready_fd: int | None, parent: int | None) -> int:
+    """Until it is drained; returns its exit code. Raises ConfigError."""
+    _begin(parent)
+    model, registry = read_model(config.model, config.served_model_name), CollectorRegistry()
+    with metrics_served(config.metrics, registry) as metrics:
+        bound = config.model_copy(update={"metrics": metrics or None})
+
+        def on_ready(info: WorkerInfo) -> None:
+            facts = {"role": str(info.pool), "name": info.name, "uuid": info.uuid}
+            say_ready(ready_fd, {**facts, "address": info.kv_peer.endpoint, "metrics": metrics})
+
+        engine = build_engine(bound, model, uuid4().hex)
+        return await serve(Worker(bound, model, engine, WorkerMetrics(registry)), on_ready)
+
+
+def build_engine(config: WorkerConfig, model: ModelInfo, worker_uuid: str) -> Engine:
+    """Not started yet. Raises ConfigError for vLLM without its extra installed."""
+    if config.engine.kind == "sim":
+        from splitserve.engine.sim import SimEngine
+
+        return SimEngine(model, config.engine, config.kv_transfer, worker_uuid)
+    from splitserve.engine.vllm import VllmEngine
+
+    return VllmEngine(model, config.engine, config.kv_transfer, worker_uuid, config.cpu_core)
+
+
+@contextmanager
+def metrics_served(address: str | None, registry: CollectorRegistry) -> Iterator[str]:
+    """Prometheus over HTTP on a thread of its own; yields host:port, "" for none. Raises ConfigError if it is taken."""
+    if address is None:
+        yield ""
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        server, thread = start_http_server(int(port), host.strip("[]"), registry)
+    except OSError as error:
+        raise ConfigError("metrics", f"can't listen on {address} ({error.strerror}); choose another") from error
+    try:
+        yield f"{host}:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _begin(parent: int | None) -> None:
+    if parent is not None:
+        end_with_parent(parent)
+    logs.configure()

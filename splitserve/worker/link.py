@@ -1,0 +1,226 @@
+"""One router's stream: attached, kept, and attached again when it breaks.
+
+Everything runs on the worker's event loop: a reader and a writer task per stream. Deltas are collected while a message
+is being written and go out as one, so a slow router gets fewer, larger messages; a load goes along whenever it has
+changed, and by itself once per heartbeat interval, whether or not the engine is stepping. What messages mean is the
+host's (`serve.py`) business.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+import grpc
+
+from splitserve.core.errors import ConfigError, InvalidRequest, JoinRefused, Unavailable
+from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, WorkerInfo
+from splitserve.rpc import convert
+from splitserve.rpc.channel import open_channel
+from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
+from splitserve.rpc.status import from_rpc_error
+from splitserve.telemetry.logs import Logger
+
+FIRST_BACK_OFF_S = 0.1
+LONGEST_BACK_OFF_S = 5.0
+WELCOME_TIMEOUT_S = 10.0
+LEAVE_TIMEOUT_S = 5.0
+TAKEN = frozenset({"uuid", "name"})  # a former stream or process may still hold these, until its router misses it
+TAKEN_FOR_S = 30.0
+
+
+class Host(Protocol):
+    """What a link needs of its worker. `router` is the link's address."""
+
+    def attached(self, router: str) -> None: ...
+
+    def lost(self, router: str) -> None:
+        """Comes once after each `attached`."""
+
+    def load(self, router: str) -> Load: ...
+
+    def job(self, router: str, number: int, job: Job) -> None: ...
+
+    def bad_job(self, router: str, number: int) -> None:
+        """A job that this version can't read."""
+
+    def cancel(self, router: str, job_id: str) -> None: ...
+
+    def peers(self, peers: Sequence[KvPeer]) -> None: ...
+
+    def set_pool(self, pool: Pool) -> None: ...
+
+    def drain(self) -> None: ...
+
+
+class RouterLink:
+    """`run` lasts until `leave`, and raises ConfigError if the router refuses the worker for good."""
+
+    def __init__(self, address: str, info: WorkerInfo, host: Host) -> None:
+        self._address = address
+        self._info = info
+        self._host = host
+        self._logger = Logger("worker")
+        self._outbox: list[Delta] = []
+        self._wake = asyncio.Event()
+        self._leaving = asyncio.Event()
+        self._refused_since: float | None = None
+        self._back_off_s = FIRST_BACK_OFF_S
+
+    def send(self, deltas: Sequence[Delta]) -> None:
+        """One engine step's deltas for this router."""
+        self._outbox.extend(deltas)
+        self._wake.set()
+
+    def nudge(self) -> None:
+        """The load may have changed."""
+        self._wake.set()
+
+    def leave(self) -> None:
+        """Sends what is left, ends the stream, then `run` returns."""
+        self._leaving.set()
+        self._wake.set()
+
+    async def run(self) -> None:
+        while not self._leaving.is_set():
+            try:
+                await self._attach()
+            except JoinRefused as error:
+                self._check_refusal(error)
+            except Unavailable as error:
+                self._logger.info("router not attached", router=self._address, reason=str(error))
+            await self._pause()
+
+    def _check_refusal(self, error: JoinRefused) -> None:
+        now = time.monotonic()
+        self._refused_since = now if self._refused_since is None else self._refused_since
+        if error.field not in TAKEN or now - self._refused_since > TAKEN_FOR_S:
+            raise ConfigError(f"routers: {self._address} refused this worker", str(error)) from error
+        self._logger.warning("router refused the join; trying again", router=self._address, reason=str(error))
+
+    async def _pause(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._back_off_s * random.uniform(0.5, 1.0)):
+                await self._leaving.wait()
+        self._back_off_s = min(2 * self._back_off_s, LONGEST_BACK_OFF_S)
+
+    # One stream ------------------------------------------------------------------------------------------------------
+    async def _attach(self) -> None:
+        """From join to the stream's end. Raises JoinRefused or Unavailable."""
+        async with open_channel(self._address) as channel:
+            stub = worker_pb2_grpc.FleetStub(channel)  # type: ignore[no-untyped-call]
+            call = stub.Attach()
+            try:
+                await self._serve(call, await self._join(call))
+            except (grpc.RpcError, asyncio.InvalidStateError) as error:
+                raise await _meaning(call, error) from error
+            finally:
+                call.cancel()
+
+    async def _join(self, call: Any) -> worker_pb2.Welcome:
+        join = worker_pb2.Join(
+            protocol_version=convert.PROTOCOL_VERSION, worker=convert.worker_info_to_proto(self._info)
+        )
+        try:
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                await call.write(worker_pb2.WorkerMessage(join=join))
+                first = await call.read()
+        except TimeoutError as error:
+            raise Unavailable(f"no welcome within {WELCOME_TIMEOUT_S:.0f} s") from error
+        if first is grpc.aio.EOF or first.WhichOneof("message") != "welcome":
+            raise Unavailable("the router did not begin with a welcome")
+        welcome: worker_pb2.Welcome = first.welcome
+        return welcome
+
+    async def _serve(self, call: Any, welcome: worker_pb2.Welcome) -> None:
+        self._back_off_s, self._refused_since = FIRST_BACK_OFF_S, None
+        self._outbox.clear()
+        self._host.attached(self._address)
+        try:
+            await self._exchange(call, welcome.heartbeat_interval_s)
+        except ExceptionGroup as group:
+            raise _first(group) from group
+        finally:
+            self._host.lost(self._address)
+
+    async def _exchange(self, call: Any, heartbeat_interval_s: float) -> None:
+        """Until the router ends the stream, or has had time to after the worker ended its side."""
+        async with asyncio.TaskGroup() as tasks:
+            reader = tasks.create_task(self._read(call))
+            writer = tasks.create_task(self._write(call, heartbeat_interval_s))
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done():
+                await asyncio.wait({reader}, timeout=LEAVE_TIMEOUT_S)
+            reader.cancel()
+            writer.cancel()
+
+    async def _read(self, call: Any) -> None:
+        """Until the router ends the stream."""
+        while (message := await call.read()) is not grpc.aio.EOF:
+            self._hear(message)
+
+    def _hear(self, message: worker_pb2.RouterMessage) -> None:
+        match message.WhichOneof("message"):
+            case "job":
+                self._take(message.job)
+            case "cancel":
+                self._host.cancel(self._address, message.cancel.job_id)
+            case "peers":
+                self._host.peers([convert.kv_peer_from_proto(peer) for peer in message.peers.peers])
+            case "set_pool":
+                self._host.set_pool(convert.pool_from_proto(message.set_pool.pool))
+            case "drain":
+                self._host.drain()
+            case unknown:
+                self._logger.warning("message of an unknown kind ignored", router=self._address, kind=str(unknown))
+
+    def _take(self, message: worker_pb2.Job) -> None:
+        try:
+            job = convert.job_from_proto(message)
+        except InvalidRequest as error:
+            self._host.bad_job(self._address, message.number)
+            outcome = Outcome(failure=Failure.INVALID, field=error.field, message=error.message)
+            self.send([Delta(message.job_id, outcome=outcome)])
+            return
+        self._host.job(self._address, message.number, job)
+
+    async def _write(self, call: Any, interval_s: float) -> None:
+        told: Load | None = None
+        told_at = time.monotonic() - interval_s
+        while not (self._leaving.is_set() and not self._outbox):
+            await self._news(told_at + interval_s - time.monotonic())
+            load, now = self._host.load(self._address), time.monotonic()
+            due = load != told or now - told_at >= interval_s
+            if due or self._outbox:
+                deltas, self._outbox = self._outbox, []
+                told, told_at = (load, now) if due else (told, told_at)
+                await call.write(_message(deltas, load if due else None))
+        await call.done_writing()
+
+    async def _news(self, timeout_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, timeout_s)):
+                await self._wake.wait()
+        self._wake.clear()
+
+
+def _message(deltas: Sequence[Delta], load: Load | None) -> worker_pb2.WorkerMessage:
+    return worker_pb2.WorkerMessage(
+        deltas=[convert.delta_to_proto(delta) for delta in deltas],
+        load=convert.load_to_proto(load) if load is not None else None,
+    )
+
+
+async def _meaning(call: Any, error: Exception) -> Exception:
+    """What a broken stream means for the worker."""
+    if not isinstance(error, grpc.RpcError):
+        return Unavailable(f"the router ended the stream: {error}")
+    meant = from_rpc_error(error)
+    return meant if isinstance(meant, JoinRefused) else Unavailable(f"{error.code().name}: {meant}")
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

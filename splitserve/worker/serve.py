@@ -1,0 +1,234 @@
+"""One worker process around one engine: starts it, attaches to every router, serves until it is drained.
+
+Everything here runs on one event loop; the engine has its own thread and reaches the loop by `call_soon_threadsafe`.
+Which job belongs to whom is `jobs.py`, one router's stream is `link.py`.
+
+Ends: drained (SIGTERM, or a router's Drain): 0. Too many blocks in quarantine, which only a new process gets back:
+drained too, but 3, and whoever supervises it starts it again. A second SIGTERM: 143, without waiting for anything.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from splitserve.core.config import WorkerConfig
+from splitserve.core.model import ModelInfo
+from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, WorkerInfo
+from splitserve.engine.protocol import Engine, EngineInfo
+from splitserve.routing.admission import Capacity, Refusal
+from splitserve.telemetry.logs import Logger
+from splitserve.telemetry.metrics import WorkerMetrics
+from splitserve.worker.jobs import JobTable, kind_of
+from splitserve.worker.link import RouterLink
+
+DRAINED = 0
+QUARANTINED = 3
+KILLED = 143
+WATCH_S = 0.1  # deadlines and blocks that outlive their jobs are looked at so often
+
+OnReady = Callable[[WorkerInfo], None]
+
+
+async def serve(worker: "Worker", on_ready: OnReady) -> int:
+    """Runs the worker and returns its exit code. The first SIGTERM or SIGINT drains, the second ends the process."""
+    with _signals(worker.drain):
+        return await worker.run(on_ready)
+
+
+class Worker:
+    """Raises ConfigError from `run` if the engine can't serve the model or a router refuses this worker for good."""
+
+    def __init__(self, config: WorkerConfig, model: ModelInfo, engine: Engine, metrics: WorkerMetrics) -> None:
+        self._config = config
+        self._model = model
+        self._engine = engine
+        self._metrics = metrics
+        self._logger = Logger("worker")
+        self._pool = config.pool
+        self._links: dict[str, RouterLink] = {}
+        self._drain = asyncio.Event()
+        self._over = asyncio.Event()
+        self._exit_code = DRAINED
+
+    async def run(self, on_ready: OnReady) -> int:
+        """Serves until drained; `on_ready` is called once the first router has taken the worker in."""
+        self._loop = asyncio.get_running_loop()
+        self._on_ready: OnReady | None = on_ready
+        try:
+            started = await asyncio.to_thread(self._engine.start, self._from_engine)
+            await self._serve(started)
+        finally:
+            await asyncio.to_thread(self._engine.close)
+        return self._exit_code
+
+    def drain(self) -> None:
+        """No new jobs; `run` returns when those that run have ended. May come at any time, also before it is ready."""
+        if not self._drain.is_set():
+            self._logger.info("worker drains", name=self._config.name)
+        self._drain.set()
+        self._refresh()
+
+    async def _serve(self, started: EngineInfo) -> None:
+        self.info = worker_info(self._config, self._model, started)
+        self._capacity = Capacity(
+            started.total_blocks,
+            started.kv.block_size,
+            started.max_sequences,
+            started.max_model_len,
+            started.max_batched_tokens,
+        )
+        self._table = JobTable(self._capacity)
+        self._links = {router: RouterLink(router, self.info, self) for router in dict.fromkeys(self._config.routers)}
+        self._shown = (self._capacity.load(self._pool), 0)
+        self._metrics.watch(lambda: self._shown)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(self._watch())
+                for link in self._links.values():
+                    tasks.create_task(link.run())
+                await self._over.wait()
+                watch.cancel()
+                for link in self._links.values():
+                    link.leave()
+        except ExceptionGroup as group:
+            raise _first(group) from group
+
+    # The engine's news -----------------------------------------------------------------------------------------------
+    def _from_engine(self, deltas: Sequence[Delta]) -> None:
+        """Called on the engine's thread."""
+        self._loop.call_soon_threadsafe(self._on_step, tuple(deltas))
+
+    def _on_step(self, deltas: Sequence[Delta]) -> None:
+        step = self._table.step(deltas)
+        self._metrics.stepped(step.jobs, step.tokens)
+        for ended in step.ended:
+            self._metrics.ended(ended.kind, ended.outcome)
+        for router, batch in step.batches.items():
+            self._links[router].send(batch)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """After anything that may change what the worker grants."""
+        if not self._links:
+            return
+        outlived = self._engine.load()
+        self._capacity.outlived(outlived.pinned_blocks, outlived.quarantined_blocks)
+        self._check_quarantine()
+        self._capacity.draining = self._drain.is_set()
+        if self._drain.is_set() and not len(self._table) and not outlived.pinned_blocks:
+            self._over.set()
+        self._shown = (self._capacity.load(self._pool), self._capacity.parked_jobs)
+        for link in self._links.values():
+            link.nudge()
+
+    def _check_quarantine(self) -> None:
+        share, limit = self._capacity.quarantined_share, self._config.kv_transfer.quarantine_share
+        if share > limit and self._exit_code != QUARANTINED:
+            self._logger.warning(
+                "too many blocks wait for silent peers; draining to start anew", share=share, limit=limit
+            )
+            self._exit_code = QUARANTINED
+            self._drain.set()
+
+    async def _watch(self) -> None:
+        """What no message announces: passing deadlines, and transfers that end after their job."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            for job_id in self._table.expired(time.monotonic()):
+                self._engine.cancel(job_id)
+            self._refresh()
+
+    # The routers' words: `link.Host` ---------------------------------------------------------------------------------
+    def attached(self, router: str) -> None:
+        self._table.attach(router)
+        self._logger.info("attached to router", router=router, name=self.info.name)
+        if self._on_ready is not None:
+            on_ready, self._on_ready = self._on_ready, None
+            on_ready(self.info)
+
+    def lost(self, router: str) -> None:
+        orphans = self._table.detach(router)
+        self._logger.info("detached from router", router=router, cancelled_jobs=len(orphans))
+        for job_id in orphans:
+            self._engine.cancel(job_id)
+
+    def load(self, router: str) -> Load:
+        return self._table.load(router, self._pool)
+
+    def job(self, router: str, number: int, job: Job) -> None:
+        refusal = self._table.take(router, number, job, time.monotonic())
+        if refusal is None:
+            self._engine.submit(job)
+        else:
+            self._refuse(router, job, refusal)
+        self._refresh()
+
+    def bad_job(self, router: str, number: int) -> None:
+        self._table.seen(router, number)
+
+    def cancel(self, router: str, job_id: str) -> None:
+        if self._table.stop(router, job_id):
+            self._engine.cancel(job_id)
+
+    def peers(self, peers: Sequence[KvPeer]) -> None:
+        self._engine.connect(peers)
+
+    def set_pool(self, pool: Pool) -> None:
+        self._logger.info("pool changed", name=self.info.name, pool=pool.value)
+        self._pool = pool
+        self._refresh()
+
+    def _refuse(self, router: str, job: Job, refusal: Refusal) -> None:
+        outcome = Outcome(failure=refusal.failure, message=refusal.reason, field=refusal.field)
+        self._metrics.ended(kind_of(job), outcome)
+        if refusal.failure is not Failure.NOT_NOW:
+            self._logger.info("job refused", request_id=job.request_id, job_id=job.job_id, reason=refusal.reason)
+        self._links[router].send([Delta(job.job_id, outcome=outcome)])
+
+
+def worker_info(config: WorkerConfig, model: ModelInfo, started: EngineInfo) -> WorkerInfo:
+    """What the worker says of itself; its identity is its KV peer's, one process start."""
+    uuid = started.kv_peer.uuid
+    return WorkerInfo(
+        uuid=uuid,
+        name=config.name or f"{config.pool.value}-{uuid[:8]}",
+        pool=config.pool,
+        model=model.name,
+        kv=started.kv,
+        kv_peer=started.kv_peer,
+        total_blocks=started.total_blocks,
+        max_sequences=started.max_sequences,
+        max_model_len=started.max_model_len,
+        engine=started.kind,
+        pid=os.getpid(),
+        metrics_address=config.metrics or "",
+    )
+
+
+@contextmanager
+def _signals(drain: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    heard: list[int] = []
+
+    def on_signal() -> None:
+        if heard:
+            os._exit(KILLED)
+        heard.append(1)
+        drain()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    """TaskGroups nest: the first leaf."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,56 @@
+"""The simulated engine keeps the engine contract, in both KV modes. The real one does so under tests/vllm."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from unittest.mock import patch
+from uuid import uuid4
+
+import pytest
+
+from splitserve.cli.build import DEMO_MODEL
+from splitserve.core.config import KvTransferSettings, SimSettings
+from splitserve.core.model import ModelInfo
+from splitserve.core.worker import KvMode
+from splitserve.engine.sim import SimEngine
+from splitserve.kv.shm import ShmTransport
+from tests.contract.engine_contract import EngineContract
+from tests.contract.engines import Bench, Listener, started
+
+SETTINGS = SimSettings(
+    total_blocks=128, block_size=16, max_model_len=1024, max_num_batched_tokens=64, step_s=0.0002, decode_token_s=0
+)
+
+
+@dataclass
+class SimBench:
+    source: Listener
+    destination: Listener
+    alone: Listener
+    vocabulary: range
+
+    @contextmanager
+    def corrupting(self) -> Iterator[None]:
+        """One bit of each copied block flips on its way."""
+        whole = ShmTransport.write
+
+        def write(self: ShmTransport, peer: str, layer: int, source: Sequence[int], destination: Sequence[int]) -> object:
+            handle = whole(self, peer, layer, source, destination)
+            for block in destination:
+                self._peers[peer].block(layer, block)[3] ^= 1
+            return handle
+
+        with patch.object(ShmTransport, "write", write):
+            yield
+
+
+@pytest.fixture(scope="module", params=list(KvMode))
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    model, kv = ModelInfo.read(DEMO_MODEL), KvTransferSettings(mode=request.param)
+    with ExitStack() as stack:
+        engines = [stack.enter_context(started(SimEngine(model, SETTINGS, kv, uuid4().hex))) for _ in range(3)]
+        yield SimBench(*engines, vocabulary=range(6, model.vocab_size))
+
+
+class TestSimEngine(EngineContract):
+    """All of it."""

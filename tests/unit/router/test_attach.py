@@ -1,0 +1,127 @@
+"""Workers that come, do their work and go, over a real port."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from splitserve.client import AsyncClient, Retries
+from splitserve.core.errors import JoinRefused, Unavailable
+from splitserve.core.request import FinishReason, SamplingParams
+from splitserve.core.worker import KvMode, Outcome, Pool
+from splitserve.router.serve import Router
+from splitserve.rpc.status import from_rpc_error
+from tests.unit.router.scripted import WITHIN_S, worker_info
+from tests.unit.router.wired import WiredWorker, router
+
+
+@pytest.fixture
+async def serving() -> AsyncIterator[Router]:
+    async with router() as started:
+        yield started
+
+
+async def names(client: AsyncClient, *expected: str) -> None:
+    """Waits until exactly these workers are in the fleet."""
+    async with asyncio.timeout(WITHIN_S):
+        while {status.worker.name for status in (await client.fleet()).workers} != set(expected):
+            continue
+
+
+async def test_a_worker_is_welcomed_first_and_then_told_its_peers(serving: Router) -> None:
+    async with WiredWorker(serving.address, "p0", Pool.PREFILL) as first:
+        await first.told("peers")
+        assert first.orders[0].welcome.router_uuid == serving.uuid
+        assert first.orders[0].welcome.heartbeat_interval_s == 0.05
+        async with WiredWorker(serving.address, "d0", Pool.DECODE) as second:
+            await first.until(lambda: [p.uuid for p in first.orders[-1].peers.peers] == [second.info.uuid])
+            assert [peer.uuid for peer in (await second.told("peers")).peers.peers] == [first.info.uuid]
+        await first.until(lambda: not first.orders[-1].peers.peers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"model": "other"}, "model"),
+        ({"name": "p0"}, "name"),
+        ({"name": ""}, "name"),
+        ({"uuid": "uuid-p0"}, "uuid"),
+        ({"total_blocks": 0}, "total_blocks"),
+        ({"kv": {"block_size": 0}}, "kv.block_size"),
+        ({"kv": {"block_size": 32}}, "kv.block_size"),
+        ({"kv": {"dtype": "bfloat16"}}, "kv.dtype"),
+        ({"kv": {"model_fingerprint": "x"}}, "kv.model_fingerprint"),
+        ({"kv": {"mode": KvMode.PULL}}, "kv.mode"),
+        ({"kv": {"transport": "nixl"}}, "kv.transport"),
+        ({"kv": {"layers": 5}}, "kv.layers"),
+        ({"protocol_version": 2}, "protocol_version"),
+    ],
+)
+async def test_a_worker_that_does_not_fit_is_refused_by_field(
+    serving: Router, changes: dict[str, Any], field: str
+) -> None:
+    if "kv" in changes:
+        changes = {"kv": replace(worker_info("d0", Pool.DECODE).kv, **changes["kv"])}
+    version = changes.pop("protocol_version", 1)
+    async with WiredWorker(serving.address, "p0", Pool.PREFILL) as member, AsyncClient(serving.address) as client:
+        await member.told("welcome")
+        misfit = WiredWorker(serving.address, "d0", Pool.DECODE, protocol_version=version)
+        misfit.info = replace(misfit.info, **changes)
+        async with misfit:
+            error = await misfit.ended()
+        assert error is not None
+        refusal = from_rpc_error(error)
+        assert isinstance(refusal, JoinRefused)
+        assert refusal.field == field
+        await names(client, "p0")
+
+
+async def test_a_name_is_free_again_once_its_worker_has_left(serving: Router) -> None:
+    async with AsyncClient(serving.address) as client:
+        async with WiredWorker(serving.address, "d0", Pool.DECODE):
+            await names(client, "d0")
+        await names(client)
+        async with WiredWorker(serving.address, "d0", Pool.DECODE) as again:
+            await again.told("welcome")
+            await names(client, "d0")
+
+
+async def test_a_worker_that_ends_its_stream_is_gone_at_once_and_its_requests_know(serving: Router) -> None:
+    async with AsyncClient(serving.address, Retries(most=0)) as client:
+        async with WiredWorker(serving.address, "d0", Pool.DECODE) as worker:
+            await worker.told("peers")
+            answer = asyncio.create_task(_collect(client))
+            await worker.job()
+        async with asyncio.timeout(WITHIN_S):
+            with pytest.raises(Unavailable, match="d0 is gone"):
+                await answer
+
+
+async def test_a_worker_that_stops_reporting_is_given_up_and_told_so() -> None:
+    async with (
+        router(heartbeat_timeout_s=0.3) as serving,
+        AsyncClient(serving.address) as client,
+        WiredWorker(serving.address, "d0", Pool.DECODE) as worker,
+    ):
+        await worker.told("welcome")
+        error = await worker.ended()
+        assert error is not None
+        assert isinstance(from_rpc_error(error), Unavailable)
+        await names(client)
+
+
+async def test_job_numbers_count_from_one_for_each_stream(serving: Router) -> None:
+    async with AsyncClient(serving.address) as client, WiredWorker(serving.address, "d0", Pool.DECODE) as worker:
+        await worker.told("welcome")
+        for number in (1, 2):
+            answer = asyncio.create_task(_collect(client))
+            worker.say(await worker.job(), 10, outcome=Outcome(FinishReason.STOP))
+            await answer
+            assert [order.job.number for order in worker.orders if order.HasField("job")][-1] == number
+
+
+async def _collect(client: AsyncClient) -> list[int]:
+    chunks = client.generate([5, 6], SamplingParams(max_tokens=4))
+    return [token async for chunk in chunks for token in chunk.token_ids]

@@ -1,0 +1,183 @@
+"""What each worker holds, as the router knows it."""
+
+import pytest
+
+from splitserve.core.fleet import Health
+from splitserve.core.worker import KvFormat, KvMode, KvPeer, Load, Pool, WorkerInfo
+from splitserve.routing.fleet import Candidate, Fleet, Promise
+
+INFO = WorkerInfo(
+    uuid="u",
+    name="d0",
+    pool=Pool.DECODE,
+    model="m",
+    kv=KvFormat("print", "float32", 16, 4, 2, 64, 1024, KvMode.PUSH, "shm"),
+    kv_peer=KvPeer("u", "tcp://d0:1"),
+    total_blocks=64,
+    max_sequences=8,
+    max_model_len=256,
+    engine="sim",
+)
+DECODE = Promise(Pool.DECODE, 32, waits_for_kv=True)  # 3 blocks of 16: its context and the first token
+
+
+def load(seen_jobs: int = 0, free_blocks: int = 64, produced_tokens: int = 0, **changes: object) -> Load:
+    granted: dict[str, object] = {
+        "free_sequences": 8,
+        "prefill_tokens": 0,
+        "prefill_token_limit": 512,
+        "parked_limit_blocks": 32,
+        "running": 0,
+        "quarantined_blocks": 0,
+        "pinned_blocks": 0,
+        "pool": Pool.DECODE,
+        "draining": False,
+    }
+    return Load(seen_jobs=seen_jobs, free_blocks=free_blocks, produced_tokens=produced_tokens, **granted | changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    fleet = Fleet(silent_after_s=4.0)
+    fleet.join(INFO, now=0.0)
+    fleet.report("u", load(), now=0.0)
+    return fleet
+
+
+def only(fleet: Fleet, now: float = 0.0) -> Candidate:
+    (candidate,) = fleet.candidates(now)
+    return candidate
+
+
+def test_a_worker_gets_nothing_before_its_first_report() -> None:
+    fleet = Fleet(silent_after_s=4.0)
+    fleet.join(INFO, now=0.0)
+    assert not only(fleet).accepting
+    fleet.report("u", load(), now=0.0)
+    assert only(fleet).accepting
+
+
+def test_a_promise_is_taken_off_what_the_worker_grants(fleet: Fleet) -> None:
+    fleet.promise("u", "j", DECODE)
+    left = only(fleet).load
+    assert (left.free_blocks, left.free_sequences, left.parked_limit_blocks) == (61, 7, 29)
+
+
+def test_a_prefills_promise_takes_a_prefill_slot_and_no_sequence(fleet: Fleet) -> None:
+    fleet.promise("u", "j", Promise(Pool.PREFILL, 32))
+    left = only(fleet).load
+    assert (left.free_blocks, left.free_sequences, left.prefill_tokens) == (62, 8, 32)
+
+
+def test_a_promise_counts_until_a_report_has_seen_its_job(fleet: Fleet) -> None:
+    fleet.promise("u", "j", DECODE)
+    assert fleet.sent("u", "j") == 1
+    fleet.report("u", load(seen_jobs=0), now=1.0)
+    assert only(fleet).load.free_blocks == 61
+    fleet.report("u", load(seen_jobs=1, free_blocks=61), now=2.0)
+    assert only(fleet).load.free_blocks == 61, "counted once, by the worker itself"
+
+
+def test_a_job_that_ended_before_its_worker_reported_it_still_counts(fleet: Fleet) -> None:
+    fleet.promise("u", "j", DECODE)
+    fleet.sent("u", "j")
+    fleet.ended("u", "j")
+    assert only(fleet).load.free_blocks == 61
+    fleet.report("u", load(seen_jobs=1), now=1.0)
+    assert only(fleet).load.free_blocks == 64
+
+
+def test_a_promise_withdrawn_before_it_was_sent_is_free_at_once(fleet: Fleet) -> None:
+    fleet.promise("u", "j", DECODE)
+    assert fleet.withdraw("u", "j")
+    assert only(fleet).load == load()
+
+
+def test_a_sent_job_can_not_be_withdrawn(fleet: Fleet) -> None:
+    fleet.promise("u", "j", DECODE)
+    fleet.sent("u", "j")
+    assert not fleet.withdraw("u", "j")
+    assert fleet.status("u", 0.0).decodes == 1
+
+
+def test_withdrawing_from_a_worker_that_left_does_nothing(fleet: Fleet) -> None:
+    fleet.promise("u", "j", DECODE)
+    fleet.leave("u")
+    assert not fleet.withdraw("u", "j")
+
+
+def test_a_reservation_holds_decode_memory_until_the_worker_says_it_is_free(fleet: Fleet) -> None:
+    fleet.promise("u", "j", DECODE)
+    fleet.sent("u", "j")
+    fleet.report("u", load(seen_jobs=1, free_blocks=61), now=1.0)
+    fleet.ended("u", "j")
+    assert only(fleet).load.free_blocks == 61
+    fleet.report("u", load(seen_jobs=1), now=2.0)
+    assert only(fleet).load.free_blocks == 64
+
+
+def test_a_refusal_lasts_until_the_next_report(fleet: Fleet) -> None:
+    fleet.refused("u")
+    assert not only(fleet).accepting
+    fleet.report("u", load(), now=1.0)
+    assert only(fleet).accepting
+
+
+@pytest.mark.parametrize(("now", "health"), [(4.0, Health.READY), (4.1, Health.SILENT)])
+def test_a_worker_is_silent_once_its_last_word_is_too_long_ago(fleet: Fleet, now: float, health: Health) -> None:
+    assert only(fleet, now).health is health
+
+
+def test_deltas_are_a_sign_of_life_as_reports_are(fleet: Fleet) -> None:
+    fleet.heard("u", now=10.0, tokens=True)
+    assert only(fleet, 12.0).health is Health.READY
+    assert fleet.status("u", 12.0).seconds_since_token == 2.0
+
+
+def test_workers_not_heard_of_for_too_long_are_named(fleet: Fleet) -> None:
+    assert fleet.silent_since(before=0.0) == ()
+    assert fleet.silent_since(before=0.5) == ("u",)
+
+
+def test_a_worker_drains_by_our_word_or_by_its_own(fleet: Fleet) -> None:
+    fleet.report("u", load(draining=True), now=0.0)
+    assert only(fleet).health is Health.DRAINING
+    fleet.report("u", load(), now=0.0)
+    fleet.drain("u")
+    fleet.report("u", load(), now=0.0)
+    assert only(fleet).health is Health.DRAINING
+
+
+def test_a_pool_set_here_holds_though_older_reports_still_name_the_old_one(fleet: Fleet) -> None:
+    fleet.set_pool("u", Pool.PREFILL)
+    fleet.report("u", load(pool=Pool.DECODE), now=1.0)
+    assert only(fleet).pool is Pool.PREFILL
+    fleet.report("u", load(pool=Pool.PREFILL), now=2.0)
+    assert only(fleet).pool is Pool.PREFILL
+
+
+def test_a_pool_set_by_another_router_is_followed(fleet: Fleet) -> None:
+    fleet.report("u", load(pool=Pool.PREFILL), now=1.0)
+    assert only(fleet).pool is Pool.PREFILL
+
+
+def test_a_worker_is_active_when_its_numbers_move_not_when_it_repeats_them(fleet: Fleet) -> None:
+    fleet.report("u", load(), now=5.0)
+    assert fleet.active_at("u") == 0.0
+    fleet.report("u", load(produced_tokens=1), now=6.0)
+    assert fleet.active_at("u") == 6.0
+    assert fleet.active_at("somebody else") == float("-inf")
+
+
+def test_status_counts_the_jobs_by_kind(fleet: Fleet) -> None:
+    fleet.promise("u", "a", DECODE)
+    fleet.promise("u", "b", Promise(Pool.PREFILL, 32))
+    fleet.promise("u", "c", Promise(Pool.PREFILL, 32))
+    status = fleet.status("u", now=1.5)
+    assert (status.prefills, status.decodes, status.seconds_since_heartbeat) == (2, 1, 1.5)
+    assert status.seconds_since_token == -1.0
+
+
+def test_a_worker_is_found_by_name_or_uuid(fleet: Fleet) -> None:
+    assert fleet.find("d0") == fleet.find("u") == INFO
+    assert fleet.find("d1") is None

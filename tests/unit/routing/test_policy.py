@@ -1,0 +1,169 @@
+"""Who gets a request."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitserve.core.fleet import Health
+from splitserve.core.worker import KvFormat, KvMode, KvPeer, Load, Pool, WorkerInfo
+from splitserve.routing.admission import fits_decode, fits_prefill
+from splitserve.routing.fleet import Candidate
+from splitserve.routing.policy import Need, NoRoute, Route, Wait, choose
+
+KV = KvFormat("print", "float32", 16, 4, 2, 64, 1024, KvMode.PUSH, "shm")
+
+
+def worker(
+    name: str,
+    pool: Pool,
+    health: Health = Health.READY,
+    accepting: bool = True,
+    kv: KvFormat = KV,
+    total_blocks: int = 64,
+    max_model_len: int = 256,
+    **load: object,
+) -> Candidate:
+    """An idle worker of 64 blocks of 16 tokens, 16 of them its reserve, unless said otherwise."""
+    info = WorkerInfo(name, name, pool, "m", kv, KvPeer(name, f"tcp://{name}:1"), total_blocks, 8, max_model_len, "sim")
+    grants = Load(0, total_blocks, 8, 0, 512, total_blocks // 2, 0, 0, 0, pool, False, 0)
+    return Candidate(info, pool, health, replace(grants, **load), accepting)  # type: ignore[arg-type]
+
+
+def prefill(name: str = "p0", **changes: object) -> Candidate:
+    return worker(name, Pool.PREFILL, **changes)  # type: ignore[arg-type]
+
+
+def decode(name: str = "d0", **changes: object) -> Candidate:
+    return worker(name, Pool.DECODE, **changes)  # type: ignore[arg-type]
+
+
+def test_a_route_is_a_worker_of_each_pool() -> None:
+    assert choose([prefill(), decode()], Need(100)) == Route("d0", "p0")
+
+
+def test_the_least_loaded_workers_are_chosen() -> None:
+    fleet = [
+        prefill("p0", prefill_tokens=300),
+        prefill("p1", prefill_tokens=100),
+        decode("d0", free_sequences=3),
+        decode("d1", free_sequences=5),
+    ]
+    assert choose(fleet, Need(100)) == Route("d1", "p1")
+
+
+def test_of_equally_busy_decode_workers_the_emptier_gets_it() -> None:
+    assert choose([prefill(), decode("d0", free_blocks=40), decode("d1", free_blocks=50)], Need(100)) == Route(
+        "d1", "p0"
+    )
+
+
+def test_a_tie_goes_to_the_worker_that_joined_first() -> None:
+    assert choose([prefill("p0"), prefill("p1"), decode("d0"), decode("d1")], Need(100)) == Route("d0", "p0")
+
+
+@pytest.mark.parametrize(
+    "fleet",
+    [
+        [prefill(prefill_token_limit=0), decode()],
+        [prefill(), decode(free_sequences=0)],
+        [prefill(), decode(parked_limit_blocks=6)],
+        [prefill(free_blocks=6), decode()],
+        [prefill(), decode(accepting=False)],
+        [prefill(accepting=False), decode()],
+    ],
+)
+def test_half_a_route_is_never_bound(fleet: list[Candidate]) -> None:
+    assert choose(fleet, Need(100)) == Wait()
+
+
+def test_a_busy_worker_is_passed_by_for_one_that_can_start_now() -> None:
+    fleet = [prefill("p0", prefill_token_limit=0), prefill("p1", prefill_tokens=400), decode()]
+    assert choose(fleet, Need(100)) == Route("d0", "p1")
+
+
+def test_without_a_prefill_worker_the_decode_worker_computes_the_prompt() -> None:
+    assert choose([decode()], Need(100)) == Route("d0")
+    assert choose([decode(), prefill(health=Health.SILENT)], Need(100)) == Route("d0")
+    assert choose([decode(), prefill(health=Health.DRAINING)], Need(100)) == Route("d0")
+
+
+def test_without_a_decode_worker_one_prefill_worker_serves_alone() -> None:
+    assert choose([prefill("p0"), prefill("p1")], Need(100)) == Route("p0")
+
+
+def test_a_prompt_too_long_to_be_moved_is_computed_where_it_decodes() -> None:
+    """250 tokens take 16 blocks; of 24 blocks 12 are reserved, so they could never be parked."""
+    fleet = [prefill(), decode(total_blocks=24)]
+    assert choose(fleet, Need(100)) == Route("d0", "p0")
+    assert choose(fleet, Need(250)) == Route("d0")
+
+
+def test_a_prompt_of_one_token_has_no_kv_to_move() -> None:
+    assert choose([prefill(), decode()], Need(1)) == Route("d0")
+
+
+def test_workers_of_different_kv_formats_are_never_paired() -> None:
+    other = replace(KV, dtype="bfloat16")
+    assert choose([prefill(kv=other), decode()], Need(100)) == Route("d0")
+    assert choose([prefill("p0", kv=other), prefill("p1"), decode()], Need(100)) == Route("d0", "p1")
+
+
+def test_a_worker_at_fault_is_used_only_when_no_other_is_left() -> None:
+    need = Need(100, avoid=frozenset({"d0"}))
+    assert choose([prefill(), decode("d0"), decode("d1", free_sequences=1)], need) == Route("d1", "p0")
+    assert choose([decode("d0")], need) == Route("d0")
+
+
+def test_the_request_waits_for_a_busy_worker_rather_than_go_back_to_the_one_at_fault() -> None:
+    assert choose([decode("d0"), decode("d1", free_sequences=0)], Need(100, avoid=frozenset({"d0"}))) == Wait()
+
+
+def test_a_prefill_worker_at_fault_leaves_the_decode_worker_to_compute() -> None:
+    assert choose([prefill(), decode()], Need(100, avoid=frozenset({"p0"}))) == Route("d0")
+
+
+def test_an_excluded_worker_is_never_used() -> None:
+    assert isinstance(choose([decode("d0")], Need(100, exclude=frozenset({"d0"}))), NoRoute)
+
+
+def test_silent_workers_are_waited_for_not_given_up() -> None:
+    assert choose([decode(health=Health.SILENT)], Need(100)) == Wait()
+
+
+@pytest.mark.parametrize("fleet", [[], [decode(health=Health.DRAINING)]])
+def test_with_nobody_to_wait_for_the_reason_is_said(fleet: list[Candidate]) -> None:
+    choice = choose(fleet, Need(100))
+    assert isinstance(choice, NoRoute)
+    assert choice.reason
+
+
+loads = st.fixed_dictionaries(
+    {
+        "free_blocks": st.integers(0, 64),
+        "free_sequences": st.integers(0, 8),
+        "prefill_tokens": st.integers(0, 1024),
+        "parked_limit_blocks": st.integers(0, 32),
+    }
+)
+workers = st.lists(st.tuples(st.sampled_from(Pool), st.sampled_from(Health), st.booleans(), loads), max_size=6).map(
+    lambda drawn: [
+        worker(f"w{place}", pool, health, accepting, **load)  # type: ignore[arg-type]
+        for place, (pool, health, accepting, load) in enumerate(drawn)
+    ]
+)
+
+
+@given(fleet=workers, tokens=st.integers(1, 255))
+def test_whoever_is_chosen_takes_the_job_by_the_workers_own_rule(fleet: list[Candidate], tokens: int) -> None:
+    choice = choose(fleet, Need(tokens))
+    if isinstance(choice, Route):
+        by_uuid = {candidate.info.uuid: candidate for candidate in fleet}
+        chosen = by_uuid[choice.decode]
+        assert fits_decode(chosen.load, tokens, 16, waits_for_kv=choice.prefill is not None)
+        assert chosen.health is Health.READY
+        if choice.prefill is not None:
+            assert choice.prefill != choice.decode
+            assert fits_prefill(by_uuid[choice.prefill].load, tokens, 16)
+            assert by_uuid[choice.prefill].health is Health.READY

@@ -1,0 +1,203 @@
+"""Every message survives the wire."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from splitserve.core.errors import InvalidRequest
+from splitserve.core.fleet import FleetStatus, Health, WorkerStatus
+from splitserve.core.request import (
+    ChatMessage,
+    Chunk,
+    FinishReason,
+    GenerateRequest,
+    Logprob,
+    SamplingParams,
+    Timings,
+    Usage,
+)
+from splitserve.core.worker import (
+    DecodeJob,
+    Delta,
+    Failure,
+    KvFormat,
+    KvMode,
+    KvPeer,
+    Load,
+    Outcome,
+    Pool,
+    PrefillJob,
+    Ticket,
+    TransferStats,
+    WorkerInfo,
+)
+from splitserve.rpc import convert
+from splitserve.rpc.gen import admin_pb2, inference_pb2, worker_pb2
+
+SAMPLING = SamplingParams(
+    max_tokens=7,
+    min_tokens=2,
+    temperature=0.5,
+    top_p=0.25,
+    top_k=40,
+    min_p=0.125,
+    presence_penalty=-1.5,
+    frequency_penalty=1.5,
+    repetition_penalty=1.25,
+    seed=-(2**63),
+    stop=("a", "ß"),
+    stop_token_ids=(3, 4),
+    ignore_eos=True,
+    logprobs=0,
+)
+PEER = KvPeer("u", "tcp://127.0.0.1:5")
+KV = KvFormat("print", "bfloat16", 128, 4, 2, 64, 65536, KvMode.PULL, "nixl")
+INFO = WorkerInfo("u", "p0", Pool.PREFILL, "demo", KV, PEER, 100, 8, 4096, "vllm", 77, "127.0.0.1:9401")
+LOAD = Load(3, 90, 7, 12, 4096, 50, 2, 1, 4, Pool.DECODE, True, 999)
+TICKET = Ticket("t", 2, PEER, KvPeer("v", "tcp://127.0.0.1:6"), b"\x00\xff")
+LOGPROBS = ((Logprob(5, -0.5, 1), Logprob(6, -1.5, 2)), (Logprob(7, -0.25, 1),))
+TIMINGS = Timings(0.1, 0.2, 0.3, 0.4, 0.5, "p0", "d0", 1024, 512, 2)
+
+
+def unlike_the_default(value: object) -> bool:
+    """So that a field forgotten on the way can't pass for one that came through."""
+    fields = dataclasses.fields(value)  # type: ignore[arg-type]
+    return all(getattr(value, f.name) != f.default for f in fields if f.default is not dataclasses.MISSING)
+
+
+@pytest.mark.parametrize(
+    ("value", "there", "back"),
+    [
+        (SAMPLING, convert.sampling_to_proto, convert.sampling_from_proto),
+        (INFO, convert.worker_info_to_proto, convert.worker_info_from_proto),
+        (LOAD, convert.load_to_proto, convert.load_from_proto),
+        (TICKET, convert.ticket_to_proto, convert.ticket_from_proto),
+        (
+            GenerateRequest("text", SAMPLING, "m", "r", "batch", -5, "s", 1.5, 0.5),
+            convert.request_to_proto,
+            convert.request_from_proto,
+        ),
+        (
+            Chunk("r", 3, (5, 7), "ab", LOGPROBS, FinishReason.LENGTH, Usage(3, 4), TIMINGS),
+            convert.chunk_to_proto,
+            convert.chunk_from_proto,
+        ),
+        (
+            Delta("j", 4, (5, 7), "ab", LOGPROBS, Outcome(FinishReason.STOP)),
+            convert.delta_to_proto,
+            convert.delta_from_proto,
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_field_comes_back(value: object, there: Any, back: Any) -> None:
+    assert unlike_the_default(value)
+    wire = there(value)
+    assert back(type(wire).FromString(wire.SerializeToString())) == value
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        DecodeJob("r/1/decode", "r", (1, 2), SAMPLING, 5.0, (3,), TICKET, -1),
+        DecodeJob("r/1/decode", "r", (1, 2), SAMPLING, 5.0),
+        PrefillJob("r/1/prefill", "r", (1, 2), TICKET, 5.0, 3),
+    ],
+)
+def test_a_job_comes_back_and_keeps_its_number(job: DecodeJob | PrefillJob) -> None:
+    wire = convert.job_to_proto(job, 17)
+    assert wire.number == 17
+    assert convert.job_from_proto(wire) == job
+
+
+@pytest.mark.parametrize("failure", Failure)
+def test_every_failure_comes_back(failure: Failure) -> None:
+    outcome = Outcome(None, failure, "why", "sampling.stop", b"h", TransferStats(5, 4, -0.5))
+    assert convert.outcome_from_proto(convert.outcome_to_proto(outcome)) == outcome
+
+
+def test_a_fleets_status_comes_back() -> None:
+    worker = WorkerStatus(INFO, Pool.DECODE, Health.SILENT, LOAD, 0.5, -1.0, 2, 3)
+    status = FleetStatus("demo", (worker,), 4, 5, "router")
+    assert convert.fleet_status_from_proto(convert.fleet_status_to_proto(status)) == status
+
+
+@pytest.mark.parametrize("prompt", ["hello", (1, 2, 3), (ChatMessage("user", "hi"), ChatMessage("assistant", "ho"))])
+def test_every_kind_of_prompt_comes_back(prompt: Any) -> None:
+    request = GenerateRequest(prompt)
+    assert convert.request_from_proto(convert.request_to_proto(request)) == request
+
+
+def test_an_unset_field_takes_its_default_and_a_set_zero_stays() -> None:
+    assert convert.sampling_from_proto(inference_pb2.SamplingParams()) == SamplingParams()
+    assert convert.sampling_from_proto(inference_pb2.SamplingParams(temperature=0.0)).temperature == 0.0
+    greedy = convert.sampling_to_proto(SamplingParams(temperature=0.0))
+    assert convert.sampling_from_proto(greedy).temperature == 0.0
+
+
+@pytest.mark.parametrize(
+    ("wire", "dataclass"),
+    [
+        (worker_pb2.WorkerInfo, WorkerInfo),
+        (worker_pb2.KvFormat, KvFormat),
+        (worker_pb2.Load, Load),
+        (worker_pb2.TransferStats, TransferStats),
+        (worker_pb2.Ticket, Ticket),
+        (worker_pb2.Delta, Delta),
+        (worker_pb2.Outcome, Outcome),
+        (inference_pb2.SamplingParams, SamplingParams),
+        (inference_pb2.Timings, Timings),
+        (admin_pb2.WorkerStatus, WorkerStatus),
+        (admin_pb2.FleetStatus, FleetStatus),
+    ],
+)
+def test_wire_and_core_name_their_fields_alike(wire: Any, dataclass: Any) -> None:
+    assert {field.name for field in wire.DESCRIPTOR.fields} == {field.name for field in dataclasses.fields(dataclass)}
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (GenerateRequest((1, -1)), "token_ids"),
+        (GenerateRequest((1, 2**32)), "token_ids"),
+        (GenerateRequest("a", SamplingParams(seed=2**63)), "sampling.seed"),
+        (GenerateRequest("a", SamplingParams(stop_token_ids=(-1,))), "sampling.stop_token_ids"),
+        (GenerateRequest("a", priority=2**31), "priority"),
+    ],
+)
+def test_what_the_wire_has_no_room_for_is_named(request_: GenerateRequest, field: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        convert.request_to_proto(request_)
+    assert raised.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (inference_pb2.GenerateRequest(), "prompt"),
+        (inference_pb2.GenerateRequest(messages=inference_pb2.ChatMessages()), "messages"),
+    ],
+)
+def test_a_request_without_a_prompt_is_refused_by_name(message: inference_pb2.GenerateRequest, field: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        convert.request_from_proto(message)
+    assert raised.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (worker_pb2.WorkerInfo(kv=worker_pb2.KvFormat(mode="carry"), pool=worker_pb2.POOL_DECODE), "kv.mode"),
+        (worker_pb2.WorkerInfo(kv=worker_pb2.KvFormat(mode="push")), "pool"),
+    ],
+)
+def test_a_worker_of_another_kind_is_refused_by_name(message: worker_pb2.WorkerInfo, field: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        convert.worker_info_from_proto(message)
+    assert raised.value.field == field
+
+
+def test_a_job_of_no_kind_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"job\.kind"):
+        convert.job_from_proto(worker_pb2.Job(job_id="j"))

@@ -1,0 +1,86 @@
+"""Every error has a status, and comes back from it."""
+
+import grpc
+import pytest
+from google.rpc import code_pb2, status_pb2
+
+from splitserve.core import errors
+from splitserve.rpc.status import DETAILS_KEY, TABLE, code_of, from_rpc_error, to_status
+
+SAMPLES: list[errors.SplitserveError] = [
+    errors.SplitserveError("broken"),
+    errors.InvalidRequest("sampling.top_p", "2.0 must be at most 1"),
+    errors.ModelNotFound("no such model"),
+    errors.Overloaded("full", 2.5),
+    errors.DeadlineExceeded("late"),
+    errors.Cancelled("gone"),
+    errors.Unavailable("nobody"),
+    errors.EngineError("our fault"),
+    errors.JoinRefused("kv.dtype", "float16, but the fleet's is float32"),
+    errors.UnknownWorker("no d7"),
+    errors.ConfigError("a.yaml: pools", "unknown key"),
+]
+
+
+class Failed(grpc.RpcError):  # type: ignore[misc]
+    """A failed call as both kinds of stub report it."""
+
+    def __init__(self, code: grpc.StatusCode, sentence: str, details: bytes | None) -> None:
+        self._answer = code, sentence, details
+
+    def code(self) -> grpc.StatusCode:
+        return self._answer[0]
+
+    def details(self) -> str:
+        return self._answer[1]
+
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+        return ((DETAILS_KEY, self._answer[2]),) if self._answer[2] is not None else ()
+
+
+def failed(error: errors.SplitserveError) -> Failed:
+    return Failed(code_of(error), str(error), to_status(error).SerializeToString())
+
+
+def every_error(kind: type[errors.SplitserveError] = errors.SplitserveError) -> set[type[errors.SplitserveError]]:
+    return {kind}.union(*(every_error(below) for below in kind.__subclasses__()))
+
+
+def test_every_error_class_has_a_row() -> None:
+    assert set(TABLE) == every_error() == {type(sample) for sample in SAMPLES}
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+def test_a_client_meets_the_error_that_the_router_raised(error: errors.SplitserveError) -> None:
+    met = from_rpc_error(failed(error))
+    assert type(met) is type(error)
+    assert str(met) == str(error)
+    assert vars(met) == vars(error)
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+def test_the_status_carries_the_same_code_as_the_call(error: errors.SplitserveError) -> None:
+    assert code_pb2.Code.Name(to_status(error).code) == code_of(error).name
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, errors.Unavailable),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded),
+        (grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidRequest),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.Overloaded),
+        (grpc.StatusCode.UNKNOWN, errors.EngineError),
+    ],
+)
+@pytest.mark.parametrize("details", [None, b"", b"not a status", status_pb2.Status().SerializeToString()])
+def test_an_answer_without_our_details_is_judged_by_its_code(
+    code: grpc.StatusCode, kind: type[errors.SplitserveError], details: bytes | None
+) -> None:
+    assert type(from_rpc_error(Failed(code, "said a proxy", details))) is kind
+
+
+def test_a_message_too_large_is_the_requests_own_fault() -> None:
+    sentence = "Received message larger than max (20 vs. 10)"
+    met = from_rpc_error(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, sentence, None))
+    assert isinstance(met, errors.InvalidRequest)

@@ -1,0 +1,53 @@
+"""What a router counts."""
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from splitserve.core.fleet import Health
+from splitserve.core.request import Timings, Usage
+from splitserve.core.worker import Pool
+from splitserve.telemetry.metrics import RouterMetrics
+
+TIMINGS = Timings(0.5, 1.0, 0.0, 2.0, 0.25, "p0", "d0", 1000, 600, 1)
+
+
+def test_every_name_begins_with_splitserve() -> None:
+    registry = CollectorRegistry()
+    RouterMetrics(registry)
+    families = list(text_string_to_metric_families(generate_latest(registry).decode()))
+    assert families
+    assert all(family.name.startswith("splitserve_") for family in families)
+
+
+def test_a_finished_request_is_counted_in_every_phase() -> None:
+    registry = CollectorRegistry()
+    metrics = RouterMetrics(registry)
+    metrics.finished(Usage(10, 5), TIMINGS)
+    for name, value in {
+        "splitserve_ttft_seconds_sum": 2.0,
+        "splitserve_tpot_seconds_sum": 0.25,
+        "splitserve_queue_seconds_sum": 0.5,
+        "splitserve_prompt_tokens_total": 10,
+        "splitserve_output_tokens_total": 5,
+        "splitserve_kv_moved_bytes_total": 1000,
+        "splitserve_kv_moved_before_prefill_ended_bytes_total": 600,
+    }.items():
+        assert registry.get_sample_value(name) == value, name
+
+
+def test_a_single_token_has_no_time_per_output_token() -> None:
+    registry = CollectorRegistry()
+    RouterMetrics(registry).finished(Usage(10, 1), TIMINGS)
+    assert registry.get_sample_value("splitserve_tpot_seconds_count") == 0
+
+
+def test_gauges_read_the_router_when_they_are_scraped() -> None:
+    registry = CollectorRegistry()
+    waiting, workers = [1], {(Pool.PREFILL, Health.READY): 2}
+    RouterMetrics(registry).watch(lambda: waiting[0], lambda: 7, lambda: workers)
+    waiting[0] = 3
+    assert registry.get_sample_value("splitserve_waiting_requests") == 3
+    assert registry.get_sample_value("splitserve_running_requests") == 7
+    ready = {"pool": "prefill", "health": "ready"}
+    assert registry.get_sample_value("splitserve_workers", ready) == 2
+    assert registry.get_sample_value("splitserve_workers", ready | {"health": "silent"}) == 0
