@@ -119,6 +119,7 @@ class ControlChannel:
         settings: KvTransferSettings,
         on_news: Callable[[News], None],
     ) -> None:
+        self._host = numeric_host(settings.host)
         self._uuid = uuid
         self._kv = kv
         self._address = address
@@ -129,6 +130,7 @@ class ControlChannel:
         self._ended: OrderedDict[str, str] = OrderedDict()
         self._requests = _Requests()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="kv-control", daemon=True)
         self._context = zmq.Context(io_threads=1)
         self._inbox: zmq.Socket[bytes] = self._socket(zmq.PULL)
@@ -138,15 +140,16 @@ class ControlChannel:
     # The owner's thread -----------------------------------------------------------------------------------------------
     def start(self) -> KvPeer:
         """Binds and starts. Raises ConfigError naming the host when it can't be bound."""
-        host = numeric_host(self._settings.host)
         try:
-            self._inbox.bind(f"tcp://{host}:0")
+            self._inbox.bind(f"tcp://{self._host}:0")
         except zmq.ZMQError as error:
+            self._release()
+            self._close_wake()
             raise ConfigError(
                 "kv_transfer.host", f"can't listen on {self._settings.host!r}: {error.strerror}"
             ) from error
         port = self._inbox.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0").rpartition(":")[2]
-        self._endpoint = f"tcp://{host}:{port}"
+        self._endpoint = f"tcp://{self._host}:{port}"
         self._thread.start()
         return KvPeer(self._uuid, self._endpoint)
 
@@ -166,13 +169,17 @@ class ControlChannel:
             self._requests.close = True
             self._wake_up()
             self._thread.join(timeout=GOODBYE_LINGER_MS / 1000 + self._settings.peer_silent_s)
-        if self._wake >= 0 and not self._thread.is_alive():
-            os.close(self._wake)
-            self._wake = -1
+            self._close_wake()
 
     def _wake_up(self) -> None:
-        if self._wake >= 0:
+        if not self._closed:
             os.eventfd_write(self._wake, 1)
+
+    def _close_wake(self) -> None:
+        """Called by the owner's thread, once the control thread is over: a closed descriptor's number is used anew."""
+        if not self._closed and not self._thread.is_alive():
+            self._closed = True
+            os.close(self._wake)
 
     # The control thread ----------------------------------------------------------------------------------------------
     def _run(self) -> None:
@@ -206,9 +213,12 @@ class ControlChannel:
     def _end(self) -> None:
         for uuid in list(self._peers):
             self._send(uuid, Goodbye())
-        self._inbox.close(0)
         for peer in self._peers.values():
             _close(peer, GOODBYE_LINGER_MS)
+        self._release()
+
+    def _release(self) -> None:
+        self._inbox.close(0)
         self._context.term()
 
     def _serve_requests(self) -> None:

@@ -22,7 +22,7 @@ class Cursor:
     def computing(self, table: Sequence[int], ready: int) -> None:
         """The block table so far; its first `ready` blocks are computed in every layer."""
         self.table = tuple(table)
-        self._ready = [max(old, min(ready, len(table))) for old in self._ready]
+        self._ready = [min(max(old, ready), len(table)) for old in self._ready]
 
     def computed(self, layer: int, ready: int) -> None:
         self._ready[layer] = max(self._ready[layer], min(ready, len(self.table)))

@@ -71,7 +71,7 @@ class DestinationSide:
         self._connect = connect
         self._retry_s = retry_s
         self._ledger: Ledger[DestinationTicket] = Ledger(MOST_ENDED)
-        self._up: set[str] = set()
+        self.up: frozenset[str] = frozenset()  # workers that are connected and answer
         self.quarantined_blocks = 0
 
     # What the engine calls -------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ class DestinationSide:
             return
         ticket = DestinationTicket(claim, now + claim.deadline_s)
         self._fire(ticket, DestinationEvent.CLAIM, now)
-        if claim.source.uuid in self._up:
+        if claim.source.uuid in self.up:
             self._fire(ticket, DestinationEvent.CONNECTED, now)
 
     def abandon(self, key: TransferKey, now: float) -> None:
@@ -105,21 +105,21 @@ class DestinationSide:
             self._fire(ticket, _EVENTS[type(message)], now, *_reason(message))
 
     def peer_up(self, uuid: str, now: float) -> None:
-        self._up.add(uuid)
+        self.up |= {uuid}
         self._fire_all(uuid, DestinationEvent.CONNECTED, now)
 
     def peer_silent(self, uuid: str, now: float) -> None:
         """Nothing is known; its claims wait. What we would repeat waits too, until `peer_up`."""
-        self._up.discard(uuid)
+        self.up -= {uuid}
         self._fire_all(uuid, DestinationEvent.PEER_SILENT, now)
 
     def peer_refused(self, uuid: str, message: str, now: float) -> None:
-        self._up.discard(uuid)
+        self.up -= {uuid}
         self._fire_all(uuid, DestinationEvent.REFUSED, now, "refused", message)
 
     def peer_ended(self, uuid: str, now: float) -> None:
         """The source's process is proven ended: it writes no more."""
-        self._up.discard(uuid)
+        self.up -= {uuid}
         self._fire_all(uuid, DestinationEvent.PEER_ENDED, now, "peer ended", f"the prefill worker {uuid} has ended")
 
     # Time ------------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class DestinationSide:
         for ticket in self._ledger.live():
             if now >= ticket.deadline_at and step(DESTINATION, ticket.state, DestinationEvent.DEADLINE):
                 self._fire(ticket, DestinationEvent.DEADLINE, now, "deadline", "the KV did not arrive in time")
-            elif now >= ticket.retry_at and ticket.claim.source.uuid in self._up:
+            elif now >= ticket.retry_at and ticket.claim.source.uuid in self.up:
                 self._retry(ticket, now)
 
     def stop(self, now: float) -> None:
@@ -186,7 +186,7 @@ class DestinationSide:
                 self._outlet.ended(ticket.key, False, ticket.stats, ticket.reason, ticket.error)
 
     def _ask_to_connect(self, ticket: DestinationTicket) -> None:
-        if ticket.claim.source.uuid not in self._up:
+        if ticket.claim.source.uuid not in self.up:
             self._connect(ticket.claim.source)
 
     def _say(self, ticket: DestinationTicket, message: Register | Cancel, now: float) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from splitserve.core.config import KvTransferSettings
+from splitserve.core.errors import SplitserveError
 from splitserve.core.worker import KvFormat, KvPeer
 from splitserve.kv.loop import CANCEL_TIMEOUT_S, WRITES_TIMEOUT_S, Command, Inbox, TransferLoop
 from splitserve.kv.ticket import Claim, Counters, Offer, OnEvent, Results, TransferEnded, TransferKey
@@ -131,6 +132,11 @@ class TransferService:
         return self._running.source.pinned_blocks
 
     @property
+    def connected(self) -> frozenset[str]:
+        """The uuids of workers that said Hello, fit and answer."""
+        return self._running.destination.up
+
+    @property
     def counters(self) -> Counters:
         """A copy of what has happened so far."""
         counted = self._running.counters.copy()
@@ -168,11 +174,18 @@ class TransferService:
 
     def _run(self) -> None:
         try:
-            transport = self._transport_factory()
-            self._loop = TransferLoop(self._uuid, transport, self._kv, self._settings, self._on_event, self._inbox)
+            self._loop = self._make_loop()
             self._made.set()
             self._loop.run()
         except Exception as error:
             # Kept for the engine thread, which raises it: this thread has no caller.
             self._fault = error
             self._made.set()
+
+    def _make_loop(self) -> TransferLoop:
+        transport = self._transport_factory()
+        try:
+            return TransferLoop(self._uuid, transport, self._kv, self._settings, self._on_event, self._inbox)
+        except SplitserveError:
+            transport.close()
+            raise

@@ -4,8 +4,7 @@ Pure state, one owner (`router/membership`): no method awaits, reads a clock or 
 caller's clock. It does not choose (`policy`) and does not judge what a worker accepts (`admission`).
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from splitserve.core.fleet import Health, WorkerStatus
 from splitserve.core.worker import Load, Pool, WorkerInfo
@@ -35,6 +34,7 @@ class Candidate:
 @dataclass(slots=True)
 class _Held:
     promise: Promise
+    effect: "_Effect"
     number: int | None = None  # in the worker's stream; None until it is sent
 
 
@@ -51,6 +51,13 @@ class _Member:
     sent_jobs: int = 0
     held: dict[str, _Held] = field(default_factory=dict)  # promised or running
     unseen: dict[str, _Held] = field(default_factory=dict)  # promises that `load` does not reflect yet
+    unseen_effect: "_Effect" = field(default_factory=lambda: _NO_EFFECT)  # of all of them together
+    granted: Load | None = None  # `load` after that; None when it must be worked out anew
+
+    def forget(self, job_id: str) -> None:
+        """What an unseen promise takes counts no more."""
+        self.unseen_effect = _sum(self.unseen_effect, self.unseen.pop(job_id).effect, -1)
+        self.granted = None
 
 
 class Fleet:
@@ -97,11 +104,9 @@ class Fleet:
         member.load = load
         member.heard_at = now
         member.accepting = True
-        member.unseen = {
-            job_id: held
-            for job_id, held in member.unseen.items()
-            if held.number is None or held.number > load.seen_jobs
-        }
+        member.granted = None
+        for job_id in [job_id for job_id, held in member.unseen.items() if _seen(held, load)]:
+            member.forget(job_id)
 
     def heard(self, uuid: str, now: float, *, tokens: bool) -> None:
         """A batch of deltas came; `tokens` says whether any token was in it."""
@@ -124,7 +129,10 @@ class Fleet:
     def promise(self, uuid: str, job_id: str, promise: Promise) -> None:
         """A route was bound; the job may be sent later."""
         member = self._members[uuid]
-        member.held[job_id] = member.unseen[job_id] = _Held(promise)
+        held = _Held(promise, _effect(promise, member.info.kv.block_size))
+        member.held[job_id] = member.unseen[job_id] = held
+        member.unseen_effect = _sum(member.unseen_effect, held.effect, 1)
+        member.granted = None
 
     def sent(self, uuid: str, job_id: str) -> int:
         """The promised job goes out now; returns its number in the worker's stream."""
@@ -138,7 +146,8 @@ class Fleet:
         member = self._members.get(uuid)
         if member is None or job_id not in member.held or member.held[job_id].number is not None:
             return False
-        del member.held[job_id], member.unseen[job_id]
+        del member.held[job_id]
+        member.forget(job_id)
         return True
 
     def ended(self, uuid: str, job_id: str) -> None:
@@ -170,12 +179,13 @@ class Fleet:
         )
 
     def _candidate(self, member: _Member, now: float) -> Candidate:
-        promises = (held.promise for held in member.unseen.values())
+        if member.granted is None:
+            member.granted = _after(member.load, member.unseen_effect)
         return Candidate(
             info=member.info,
             pool=member.pool,
             health=self._health(member, now),
-            load=_less(member.load, promises, member.info.kv.block_size) if member.unseen else member.load,
+            load=member.granted,
             accepting=member.accepting,
         )
 
@@ -185,14 +195,34 @@ class Fleet:
         return Health.SILENT if now - member.heard_at > self._silent_after_s else Health.READY
 
 
-def _less(load: Load, promises: Iterable[Promise], block_size: int) -> Load:
-    """The load once the worker has taken these jobs."""
-    for promise in promises:
-        if promise.pool is Pool.PREFILL:
-            load = after_prefill(load, promise.tokens, block_size)
-        else:
-            load = after_decode(load, promise.tokens, block_size, promise.waits_for_kv)
-    return load
+# By how much a job changes each of `_MOVED`. Effects add up, so that a thousand promises cost no more than one.
+_Effect = tuple[int, ...]
+_MOVED = ("free_blocks", "free_sequences", "parked_limit_blocks", "prefill_tokens", "running")
+_NO_EFFECT: _Effect = (0,) * len(_MOVED)
+
+
+def _effect(promise: Promise, block_size: int) -> _Effect:
+    """By the worker's own rule, seen on a load that nothing exhausts."""
+    if promise.pool is Pool.PREFILL:
+        after = after_prefill(_PLENTY, promise.tokens, block_size)
+    else:
+        after = after_decode(_PLENTY, promise.tokens, block_size, promise.waits_for_kv)
+    return tuple(getattr(after, name) - getattr(_PLENTY, name) for name in _MOVED)
+
+
+def _sum(effect: _Effect, other: _Effect, sign: int) -> _Effect:
+    return tuple(mine + sign * theirs for mine, theirs in zip(effect, other, strict=True))
+
+
+def _after(load: Load, effect: _Effect) -> Load:
+    if effect == _NO_EFFECT:
+        return load
+    changed = {name: max(0, getattr(load, name) + by) for name, by in zip(_MOVED, effect, strict=True)}
+    return replace(load, **changed)
+
+
+def _seen(held: _Held, load: Load) -> bool:
+    return held.number is not None and held.number <= load.seen_jobs
 
 
 def _nothing(pool: Pool) -> Load:
@@ -211,3 +241,6 @@ def _nothing(pool: Pool) -> Load:
         draining=False,
         produced_tokens=0,
     )
+
+
+_PLENTY = replace(_nothing(Pool.DECODE), free_blocks=2**60, free_sequences=2**60, parked_limit_blocks=2**60)

@@ -13,6 +13,7 @@ from splitserve.core.errors import ConfigError
 from splitserve.rpc.channel import message_limits
 
 _SHORTEST_CLIENT_PING_MS = 5_000
+_MOST_PENDING_CALLS = 1_000_000
 
 
 class Server:
@@ -64,6 +65,9 @@ def _why_unbound(error: RuntimeError | None) -> str:
 def _options(max_message_mib: int) -> list[tuple[str, int]]:
     return [
         *message_limits(max_message_mib),
+        # gRPC cancels part of a burst of more than 1,000 calls; how many may wait is the router's own decision.
+        ("grpc.server.max_pending_requests", _MOST_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING_CALLS),
         ("grpc.so_reuseport", 0),  # with it a second router would bind the same port without a word
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _SHORTEST_CLIENT_PING_MS),

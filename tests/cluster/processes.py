@@ -1,4 +1,4 @@
-"""Router and worker processes for the cluster tests: real ones, with the simulated engine, on free loopback ports."""
+"""Router and worker processes for the cluster tests: real ones, on free loopback ports."""
 
 import json
 import os
@@ -13,10 +13,17 @@ from typing import Any
 
 import yaml
 
-from splitserve.core.config import KvTransferSettings, RouterConfig, Settings, SimSettings, WorkerConfig
+from splitserve.core.config import (
+    KvTransferSettings,
+    RouterConfig,
+    Settings,
+    SimSettings,
+    VllmSettings,
+    WorkerConfig,
+)
 from splitserve.core.worker import Pool
 
-READY_S = 30.0
+READY_S = 300.0  # vLLM on two busy cores
 END_S = 20.0
 # Quick to notice a silent process, yet slow enough for two busy cores.
 KV = KvTransferSettings(peer_silent_s=1.0, lease_s=5.0)
@@ -81,7 +88,7 @@ class Process:
 class Cluster:
     """One router and workers by name. `restart` starts a process anew with the same configuration."""
 
-    def __init__(self, directory: Path, engine: SimSettings, router: RouterConfig, kv: KvTransferSettings) -> None:
+    def __init__(self, directory: Path, engine: SimSettings | VllmSettings, router: RouterConfig, kv: KvTransferSettings) -> None:
         self.directory, self.engine, self.kv = directory, engine, kv
         self.router = Process("router", router, directory, "router")
         self.workers: dict[str, Process] = {}
@@ -114,7 +121,7 @@ def cluster_of(
     directory: Path,
     prefill: int = 1,
     decode: int = 1,
-    engine: SimSettings = FAST,
+    engine: SimSettings | VllmSettings = FAST,
     router: RouterConfig = ROUTER,
     kv: KvTransferSettings = KV,
 ) -> Iterator[Cluster]:

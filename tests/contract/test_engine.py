@@ -34,7 +34,9 @@ class SimBench:
         """One bit of each copied block flips on its way."""
         whole = ShmTransport.write
 
-        def write(self: ShmTransport, peer: str, layer: int, source: Sequence[int], destination: Sequence[int]) -> object:
+        def write(
+            self: ShmTransport, peer: str, layer: int, source: Sequence[int], destination: Sequence[int]
+        ) -> object:
             handle = whole(self, peer, layer, source, destination)
             for block in destination:
                 self._peers[peer].block(layer, block)[3] ^= 1
@@ -48,8 +50,10 @@ class SimBench:
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     model, kv = ModelInfo.read(DEMO_MODEL), KvTransferSettings(mode=request.param)
     with ExitStack() as stack:
-        engines = [stack.enter_context(started(SimEngine(model, SETTINGS, kv, uuid4().hex))) for _ in range(3)]
-        yield SimBench(*engines, vocabulary=range(6, model.vocab_size))
+        source, destination, alone = (
+            stack.enter_context(started(SimEngine(model, SETTINGS, kv, uuid4().hex))) for _ in range(3)
+        )
+        yield SimBench(source, destination, alone, range(6, model.vocab_size))
 
 
 class TestSimEngine(EngineContract):

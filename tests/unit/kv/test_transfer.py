@@ -407,3 +407,6 @@ def test_a_broken_transfer_thread_is_told_to_the_engine() -> None:
         worker.service.prefill_aborted(TransferKey("t", 1))
         with pytest.raises(TransportError, match="a defect"):
             wait_until(lambda: bool(worker.service.take_results().failed), "the error")
+        running_loop = worker.service._running
+        assert running_loop.control._thread.is_alive(), "peers must not take the defect for the end of this process"
+        running_loop.control.close()

@@ -157,7 +157,7 @@ def test_without_the_reserve_parked_decodes_would_shut_out_the_prefill() -> None
     held = capacity(total=40)
     held._limits = replace(held._limits, reserve=0)
     assert fill_with_parked_decodes(held, 9 * BLOCK) == 4
-    assert refused(held, prefill("theirs", 9 * BLOCK)).failure is Failure.NOT_NOW
+    assert not fits_prefill(held.load(Pool.PREFILL), 9 * BLOCK, BLOCK)
 
 
 def test_kv_that_has_arrived_no_longer_counts_as_parked() -> None:
@@ -169,14 +169,18 @@ def test_kv_that_has_arrived_no_longer_counts_as_parked() -> None:
     assert held.admit(decode("next", 9 * BLOCK)) is None
 
 
-@pytest.mark.parametrize(("total", "reserve", "parked"), [(100, 20, 80), (40, 20, 20), (39, 20, 19), (10, 5, 5), (1, 1, 0)])
+@pytest.mark.parametrize(
+    ("total", "reserve", "parked"), [(100, 20, 80), (40, 20, 20), (39, 20, 19), (10, 5, 5), (1, 1, 0)]
+)
 def test_the_reserve_is_a_full_length_prompt_but_at_most_half(total: int, reserve: int, parked: int) -> None:
     limits = Limits.of(total, 20 * BLOCK, BLOCK)
     assert (limits.reserve, limits.parked_limit) == (reserve, parked)
 
 
 # Never --------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("job", [prefill("a", 20 * BLOCK + 1), decode("a", 20 * BLOCK), decode("a", 1, output=20 * BLOCK)])
+@pytest.mark.parametrize(
+    "job", [prefill("a", 20 * BLOCK + 1), decode("a", 20 * BLOCK), decode("a", 1, output=20 * BLOCK)]
+)
 def test_a_job_beyond_the_models_length_is_invalid_rather_than_not_now(job: Job) -> None:
     refusal = refused(capacity(), job)
     assert (refusal.failure, refusal.field) == (Failure.INVALID, "prompt")

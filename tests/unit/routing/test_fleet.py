@@ -1,9 +1,12 @@
 """What each worker holds, as the router knows it."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from splitserve.core.fleet import Health
 from splitserve.core.worker import KvFormat, KvMode, KvPeer, Load, Pool, WorkerInfo
+from splitserve.routing.admission import after_decode, after_prefill
 from splitserve.routing.fleet import Candidate, Fleet, Promise
 
 INFO = WorkerInfo(
@@ -181,3 +184,29 @@ def test_status_counts_the_jobs_by_kind(fleet: Fleet) -> None:
 def test_a_worker_is_found_by_name_or_uuid(fleet: Fleet) -> None:
     assert fleet.find("d0") == fleet.find("u") == INFO
     assert fleet.find("d1") is None
+
+
+JOBS = st.lists(
+    st.tuples(st.builds(Promise, st.sampled_from(Pool), st.integers(1, 200), st.booleans()), st.booleans()), max_size=8
+)
+
+
+@given(jobs=JOBS, seen=st.integers(0, 8), granted=st.integers(0, 64))
+def test_what_is_left_is_what_the_worker_itself_would_count(
+    jobs: list[tuple[Promise, bool]], seen: int, granted: int
+) -> None:
+    fleet = Fleet(silent_after_s=4.0)
+    fleet.join(INFO, now=0.0)
+    sent = 0
+    expected = load(seen_jobs=seen, free_blocks=granted)
+    for place, (promise, is_sent) in enumerate(jobs):
+        fleet.promise("u", str(place), promise)
+        sent += is_sent and fleet.sent("u", str(place)) > 0
+        if is_sent and sent <= seen:
+            continue
+        if promise.pool is Pool.PREFILL:
+            expected = after_prefill(expected, promise.tokens, 16)
+        else:
+            expected = after_decode(expected, promise.tokens, 16, promise.waits_for_kv)
+    fleet.report("u", load(seen_jobs=seen, free_blocks=granted), now=1.0)
+    assert only(fleet).load == expected

@@ -1,5 +1,6 @@
 """What every server of ours does before it serves anything."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
@@ -61,3 +62,10 @@ async def test_a_message_above_the_limit_is_refused(server: Server) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await health_pb2_grpc.HealthStub(channel).Check(large)
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_no_call_of_a_large_burst_is_dropped(server: Server) -> None:
+    async with open_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answers = await asyncio.gather(*(stub.Check(health_pb2.HealthCheckRequest()) for _ in range(4000)))
+    assert {answer.status for answer in answers} == {health_pb2.HealthCheckResponse.NOT_SERVING}

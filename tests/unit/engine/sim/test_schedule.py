@@ -1,0 +1,121 @@
+from splitserve.engine.sim.memory import BlockPool
+from splitserve.engine.sim.schedule import Plan, Schedule, Sequence
+
+BLOCK = 4
+
+
+def schedule(blocks: int = 20, sequences: int = 4, batched: int = 16) -> Schedule:
+    return Schedule(BlockPool(blocks), BLOCK, sequences, batched)
+
+
+def sequence(name: str, tokens: int, order: int = 0, priority: int = 0, waits: bool = False) -> Sequence:
+    return Sequence(name, [7] * tokens, (priority, order), waits)
+
+
+def planned(plan: Plan) -> list[tuple[str, int]]:
+    return [(chunk.sequence.job_id, chunk.tokens) for chunk in plan.chunks]
+
+
+def step(of: Schedule, makes_tokens: bool = True) -> Plan:
+    """Plans and computes one step; sequences that are through make a token."""
+    plan = of.plan()
+    for chunk in plan.chunks:
+        of.commit(chunk)
+        if makes_tokens and chunk.sequence.left == 0:
+            chunk.sequence.tokens.append(9)
+    return plan
+
+
+def test_a_long_prompt_is_computed_in_chunks_of_the_steps_budget() -> None:
+    of = schedule(batched=16)
+    of.add(sequence("long", 40))
+    assert [planned(step(of)) for _ in range(4)] == [[("long", 16)], [("long", 16)], [("long", 8)], [("long", 1)]]
+
+
+def test_running_sequences_come_before_waiting_ones() -> None:
+    of = schedule(batched=16)
+    of.add(sequence("a", 16, order=1))
+    step(of)
+    of.add(sequence("b", 30, order=2))
+    assert planned(step(of)) == [("a", 1), ("b", 15)]
+
+
+def test_a_lower_priority_number_and_an_earlier_arrival_start_first() -> None:
+    of = schedule(batched=8)
+    for job in (
+        sequence("late", 8, order=2),
+        sequence("early", 8, order=1),
+        sequence("urgent", 8, order=3, priority=-1),
+    ):
+        of.add(job)
+    assert [planned(of.plan())[0][0] for _ in range(1)] == ["urgent"]
+
+
+def test_no_more_sequences_run_than_fit_a_step() -> None:
+    of = schedule(sequences=2)
+    for order in range(3):
+        of.add(sequence(str(order), 2, order=order))
+    assert planned(step(of)) == [("0", 2), ("1", 2)]
+
+
+def test_a_sequence_that_waits_for_kv_gets_all_its_blocks_and_computes_nothing() -> None:
+    of = schedule(blocks=10)
+    parked = sequence("parked", 30, waits=True)
+    of.add(parked)
+    plan = of.plan()
+    assert (plan.parked, plan.chunks, of.pool.free) == ([parked], [], 2)
+
+
+def test_once_its_kv_is_there_a_sequence_computes_its_last_token_again_and_writes_none() -> None:
+    of = schedule()
+    parked = sequence("parked", 6, waits=True)
+    of.add(parked)
+    of.plan()
+    parked.received()
+    of.add(parked)
+    plan = of.plan()
+    assert planned(plan) == [("parked", 1)]
+    assert plan.chunks[0].decodes
+    assert parked.written == plan.chunks[0].end == 6
+
+
+def test_the_queue_stops_at_the_first_that_does_not_fit() -> None:
+    of = schedule(blocks=4, batched=100)
+    of.add(sequence("large", 20, order=1))
+    of.add(sequence("small", 1, order=2))
+    assert of.plan() == Plan()
+
+
+def test_out_of_blocks_the_last_sequence_is_preempted_and_starts_anew() -> None:
+    of = schedule(blocks=4)
+    first, last = sequence("first", 8, order=1), sequence("last", 8, order=2)
+    of.add(first)
+    of.add(last)
+    step(of)
+    plan = step(of)
+    assert (plan.preempted, planned(plan)) == ([last], [("first", 1)])
+    assert (last.table, last.computed, last.written) == ([], 0, 0)
+    of.remove(first)
+    of.release(first)
+    assert planned(step(of)) == [("last", 9)], "with the token that it had made"
+
+
+def test_a_sequence_alone_that_finds_no_block_preempts_itself() -> None:
+    of = schedule(blocks=3)
+    of.add(sequence("parked", 4, order=1, waits=True))
+    growing = sequence("growing", 8, order=2)
+    of.add(growing)
+    step(of)
+    assert step(of).preempted == [growing]
+    assert of.pool.free == 2
+
+
+def test_removed_sequences_keep_their_blocks_until_released() -> None:
+    of = schedule(blocks=5)
+    job = sequence("job", 8)
+    of.add(job)
+    step(of)
+    of.remove(job)
+    assert of.pool.free == 3
+    of.release(job)
+    assert of.pool.free == 5

@@ -1,0 +1,297 @@
+"""The control channel against well-behaved and other peers, over real sockets on loopback."""
+
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import msgspec
+import pytest
+import zmq
+
+from splitserve.core.config import KvTransferSettings
+from splitserve.core.worker import KvPeer
+from splitserve.kv.control import (
+    ControlChannel,
+    News,
+    PeerEnded,
+    PeerRefused,
+    PeerSilent,
+    PeerUp,
+    Received,
+)
+from splitserve.kv.messages import (
+    MAX_MESSAGE_BYTES,
+    Cancel,
+    Codec,
+    Goodbye,
+    Hello,
+    HelloReply,
+    Malformed,
+    Message,
+    Ping,
+    Pong,
+)
+from splitserve.kv.probe import Probe
+from tests.unit.kv.rig import KV, TIMEOUT_S, wait_until
+
+SETTINGS = KvTransferSettings(peer_silent_s=0.5)
+
+
+class Channel:
+    """A channel and its news in order."""
+
+    def __init__(self, uuid: str, **changes: object) -> None:
+        self.news: queue.Queue[News] = queue.Queue()
+        kv = replace(KV, **changes)
+        self.channel = ControlChannel(uuid, kv, f"memory of {uuid}".encode(), SETTINGS, self.news.put)
+        self.peer = self.channel.start()
+
+    def next(self) -> News:
+        return self.news.get(timeout=TIMEOUT_S)
+
+
+@contextmanager
+def channels(*made: Channel) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for each in made:
+            each.channel.close()
+
+
+class RawPeer:
+    """A peer that says only what the test says."""
+
+    def __init__(self, uuid: str) -> None:
+        self.context = zmq.Context()
+        self.inbox = self.context.socket(zmq.PULL)
+        self.inbox.setsockopt(zmq.RCVTIMEO, int(TIMEOUT_S * 1000))
+        port = self.inbox.bind_to_random_port("tcp://127.0.0.1")
+        self.outbox = self.context.socket(zmq.PUSH)
+        self.peer = KvPeer(uuid, f"tcp://127.0.0.1:{port}")
+        self.codec = Codec(uuid)
+
+    def say(self, to: KvPeer, *messages: Message) -> None:
+        self.outbox.connect(to.endpoint)
+        for message in messages:
+            self.outbox.send(self.codec.encode(to.uuid, message))
+
+    def say_raw(self, frame: bytes) -> None:
+        self.outbox.send(frame)
+
+    def hello(self, to: KvPeer) -> None:
+        self.say(to, Hello(self.peer.endpoint, KV, b""))
+
+    def hear(self) -> Message:
+        return self.codec.decode(self.inbox.recv())[2]
+
+    def hear_until(self, kind: type[Message]) -> Message:
+        while not isinstance(message := self.hear(), kind):
+            pass
+        return message
+
+
+@pytest.fixture
+def raw() -> Iterator[Callable[[str], RawPeer]]:
+    made: list[RawPeer] = []
+
+    def make(uuid: str) -> RawPeer:
+        made.append(RawPeer(uuid))
+        return made[-1]
+
+    yield make
+    for peer in made:
+        peer.context.destroy(linger=0)
+
+
+@pytest.fixture
+def channel() -> Iterator[Channel]:
+    made = Channel("a")
+    with channels(made):
+        yield made
+
+
+# Greeting ------------------------------------------------------------------------------------------------------------
+def test_hello_makes_both_sides_know_each_other_and_their_memory() -> None:
+    a, b = Channel("a"), Channel("b")
+    with channels(a, b):
+        a.channel.connect(b.peer)
+        assert a.next() == PeerUp("b", b"memory of b")
+        assert b.next() == PeerUp("a", b"memory of a")
+        a.channel.send("b", Cancel("t", 1))
+        assert b.next() == Received("a", Cancel("t", 1))
+
+
+def test_connecting_again_tells_again_what_is_known() -> None:
+    a, b = Channel("a"), Channel("b")
+    with channels(a, b):
+        for _ in range(3):
+            a.channel.connect(b.peer)
+            assert a.next() == PeerUp("b", b"memory of b")
+
+
+def test_a_format_that_differs_is_refused_on_both_sides_with_the_field_named() -> None:
+    a, b = Channel("a"), Channel("b", block_size=128)
+    with channels(a, b):
+        a.channel.connect(b.peer)
+        for side in (a, b):
+            news = side.next()
+            assert isinstance(news, PeerRefused)
+            assert news.message.startswith("kv.block_size is ")
+        a.channel.send("b", Cancel("t", 1))
+        wait_until(lambda: b.channel.dropped["from an unknown worker"] == 1, "the message of a refused worker is dropped")
+
+
+def test_a_worker_does_not_connect_to_itself(channel: Channel) -> None:
+    channel.channel.connect(channel.peer)
+    assert isinstance(channel.next(), PeerRefused)
+
+
+# What is dropped -----------------------------------------------------------------------------------------------------
+def test_noise_is_counted_by_kind_and_the_channel_lives_on(channel: Channel, raw: Callable[[str], RawPeer]) -> None:
+    peer = raw("b")
+    peer.hello(channel.peer)
+    assert channel.next() == PeerUp("b", b"")
+    peer.say_raw(b"\xc1 noise")
+    peer.say_raw(b"")
+    peer.say_raw(b"x" * (MAX_MESSAGE_BYTES + 1))
+    peer.say_raw(msgspec.msgpack.encode([99, "b", "a", ["future"]]))
+    peer.say_raw(msgspec.msgpack.encode([1, "b", "a", ["teleport"]]))
+    peer.say_raw(Codec("b").encode("somebody else", Cancel("t", 1)))
+    peer.say_raw(Codec("stranger").encode("a", Cancel("t", 1)))
+    peer.say_raw(Codec("b").encode("a", Cancel("t", 2)))
+    assert channel.next() == Received("b", Cancel("t", 2))
+    assert channel.channel.dropped == {
+        "malformed": 3,
+        "oversized": 1,
+        "version": 1,
+        "for another worker": 1,
+        "from an unknown worker": 1,
+    }
+
+
+def test_a_message_to_nobody_and_one_too_large_are_counted(channel: Channel, raw: Callable[[str], RawPeer]) -> None:
+    peer = raw("b")
+    peer.hello(channel.peer)
+    channel.next()
+    channel.channel.send("nobody", Cancel("t", 1))
+    channel.channel.send("b", Hello("tcp://127.0.0.1:1", KV, b"x" * MAX_MESSAGE_BYTES))
+    wait_until(lambda: channel.channel.dropped.total() == 2, "both are counted")
+    assert channel.channel.dropped == {"to an unknown worker": 1, "own oversized": 1}
+
+
+def test_a_peer_that_does_not_read_fills_its_own_queue_only(channel: Channel, raw: Callable[[str], RawPeer]) -> None:
+    deaf, peer = raw("deaf"), raw("b")
+    deaf.inbox.setsockopt(zmq.RCVHWM, 1)
+    deaf.hello(channel.peer)
+    peer.hello(channel.peer)
+    assert {channel.next(), channel.next()} == {PeerUp("deaf", b""), PeerUp("b", b"")}
+    for _ in range(12_000):
+        channel.channel.send("deaf", Cancel("t" * 200, 1))
+    channel.channel.send("b", Cancel("t", 1))
+    assert peer.hear_until(Cancel) == Cancel("t", 1)
+    assert channel.channel.dropped["to a full queue"] > 0
+
+
+# Life and death ------------------------------------------------------------------------------------------------------
+def test_a_ping_is_answered_while_nobody_takes_the_news(raw: Callable[[str], RawPeer]) -> None:
+    a = Channel("a")
+    with channels(a):
+        peer = raw("b")
+        peer.say(a.peer, Hello(peer.peer.endpoint, KV, b""), *[Ping()] * 5)
+        for _ in range(5):
+            assert peer.hear_until(Pong) == Pong()
+
+
+def test_a_peer_that_answers_nothing_falls_silent_but_has_not_ended(
+    channel: Channel, raw: Callable[[str], RawPeer]
+) -> None:
+    peer = raw("b")
+    peer.hello(channel.peer)
+    assert channel.next() == PeerUp("b", b"")
+    assert channel.next() == PeerSilent("b")
+    peer.say(channel.peer, Pong())
+    assert channel.next() == PeerUp("b", b"")
+
+
+def test_goodbye_proves_the_end(channel: Channel, raw: Callable[[str], RawPeer]) -> None:
+    peer = raw("b")
+    peer.hello(channel.peer)
+    channel.next()
+    peer.say(channel.peer, Goodbye(), Cancel("t", 1))
+    assert channel.next() == PeerEnded("b", "it said Goodbye")
+    channel.channel.connect(peer.peer)
+    assert channel.next() == PeerEnded("b", "it said Goodbye")
+
+
+def test_a_closing_channel_says_goodbye() -> None:
+    a, b = Channel("a"), Channel("b")
+    with channels(a):
+        with channels(b):
+            a.channel.connect(b.peer)
+            assert isinstance(a.next(), PeerUp)
+        assert a.next() == PeerEnded("b", "it said Goodbye")
+
+
+def test_a_refused_connection_proves_the_end(channel: Channel, raw: Callable[[str], RawPeer]) -> None:
+    peer = raw("b")
+    peer.hello(channel.peer)
+    assert channel.next() == PeerUp("b", b"")
+    peer.inbox.close(0)
+    assert channel.next() == PeerEnded("b", "its endpoint refuses connections")
+
+
+def test_another_worker_at_a_known_endpoint_proves_the_end(channel: Channel, raw: Callable[[str], RawPeer]) -> None:
+    peer = raw("b")
+    peer.hello(channel.peer)
+    channel.next()
+    peer.say_raw(Codec("c").encode("a", Hello(peer.peer.endpoint, KV, b"")))
+    assert channel.next() == PeerEnded("b", "worker c listens at its endpoint now")
+    assert channel.next() == PeerUp("c", b"")
+    peer.hello(channel.peer)
+    wait_until(lambda: channel.channel.dropped["hello of an ended worker"] == 1, "the dead stay dead")
+
+
+def test_a_reply_of_another_worker_proves_the_end_of_the_one_asked_for() -> None:
+    a, b = Channel("a"), Channel("b")
+    with channels(a, b):
+        a.channel.connect(KvPeer("before b", b.peer.endpoint))
+        told = [a.next(), a.next()]
+        assert PeerUp("b", b"memory of b") in told
+        assert any(isinstance(news, PeerEnded) and news.uuid == "before b" for news in told)
+
+
+def test_a_reply_that_nobody_asked_for_changes_nothing(channel: Channel, raw: Callable[[str], RawPeer]) -> None:
+    peer = raw("b")
+    peer.say(channel.peer, HelloReply("b", KV, b"forged"), Hello(peer.peer.endpoint, KV, b"true"))
+    assert channel.next() == PeerUp("b", b"true")
+
+
+# The probe -----------------------------------------------------------------------------------------------------------
+def test_a_probe_tells_refusal_from_anything_else() -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        endpoint = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
+        assert probed(endpoint), "bound, and nobody listens"
+        listening.listen()
+        assert not probed(endpoint), "the kernel answers, even for a stopped process"
+    assert probed(endpoint)
+
+
+def probed(endpoint: str) -> bool:
+    probe, pause, deadline = Probe.start(endpoint), threading.Event(), time.monotonic() + TIMEOUT_S
+    while not probe.finished:
+        assert time.monotonic() < deadline
+        pause.wait(0.001)
+    refused = probe.refused
+    probe.close()
+    return refused
+
+
+def test_the_codec_of_a_peer_is_its_own() -> None:
+    with pytest.raises(Malformed):
+        Codec("a").decode(b"")
