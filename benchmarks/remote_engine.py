@@ -35,7 +35,9 @@ def _serve(pipe: Connection, model: str, settings: VllmSettings, kv: KvTransferS
     tell("info", engine.start(lambda deltas: tell("deltas", list(deltas))))
     while True:
         call, argument = pipe.recv()
-        if call == "load":
+        if call == "misread":
+            _misread(argument)
+        elif call == "load":
             tell("load", engine.load())
         elif call == "close":
             engine.close()
@@ -43,6 +45,20 @@ def _serve(pipe: Connection, model: str, settings: VllmSettings, kv: KvTransferS
             return
         else:
             getattr(engine, call)(argument)
+
+
+def _misread(on: bool) -> None:
+    """While on, every WRITE reads block 0 instead of the block it should: a source of foreign KV."""
+    from splitserve.kv.nixl import NixlTransport
+
+    def write(self: Any, peer: str, layer: int, source: Sequence[int], destination: Sequence[int]) -> object:
+        return NixlTransport.true_write(self, peer, layer, [0] * len(source), destination)  # type: ignore[attr-defined]
+
+    if on:
+        NixlTransport.true_write = NixlTransport.write  # type: ignore[attr-defined]
+        NixlTransport.write = write  # type: ignore[method-assign]
+    else:
+        NixlTransport.write = NixlTransport.true_write  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -82,6 +98,15 @@ class RemoteEngine:
 
     def connect(self, peers: Sequence[KvPeer]) -> None:
         self._pipe.send(("connect", list(peers)))
+
+    @contextmanager
+    def misreading(self) -> Iterator[None]:
+        """Push mode: what this source writes is not the prompt's KV."""
+        self._pipe.send(("misread", True))
+        try:
+            yield
+        finally:
+            self._pipe.send(("misread", False))
 
     def load(self) -> EngineLoad:
         self._pipe.send(("load", None))

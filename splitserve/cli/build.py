@@ -37,7 +37,10 @@ async def run_router(config: RouterConfig, ready_fd: int | None, parent: int | N
     model, registry = read_model(config.model, config.served_model_name), CollectorRegistry()
     with metrics_served(config.metrics, registry) as metrics:
         router = Router(config, model, RouterMetrics(registry))
-        await router.start()
+        try:
+            await router.start()
+        except ConfigError as error:
+            raise ConfigError("listen (--listen)", str(error)) from error
         say_ready(ready_fd, {"role": "router", "address": router.address, "metrics": metrics})
         await serve_until_signal(router)
 
@@ -78,7 +81,9 @@ def metrics_served(address: str | None, registry: CollectorRegistry) -> Iterator
     try:
         server, thread = start_http_server(int(port), host.strip("[]"), registry)
     except OSError as error:
-        raise ConfigError("metrics", f"can't listen on {address} ({error.strerror}); choose another") from error
+        raise ConfigError(
+            "metrics (--metrics)", f"can't listen on {address} ({error.strerror}); choose another"
+        ) from error
     try:
         yield f"{host}:{server.server_port}"
     finally:

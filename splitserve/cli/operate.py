@@ -97,8 +97,8 @@ def _shown(fleet: FleetStatus) -> "Group":
 
     counts = f"{fleet.model}: {fleet.running_requests} running, {fleet.waiting_requests} waiting"
     ordered = sorted(fleet.workers, key=lambda one: (one.pool != Pool.PREFILL, one.worker.name))
-    words = ("name", "pool", "health", "engine")
-    figures = ("free blocks", "pinned", "quaran- tined", "pre- fills", "decodes", "tokens", "heard s ago")
+    words = ("name", "pool", "health")
+    figures = ("free blocks", "pinned", "quaran- tined", "jobs", "tokens made", "heard s ago")
     return Group(counts, table(words, figures, map(_row, ordered)) if ordered else "no workers yet")
 
 
@@ -108,12 +108,10 @@ def _row(status: WorkerStatus) -> tuple[str, ...]:
         status.worker.name,
         str(status.pool),
         str(status.health),
-        status.worker.engine,
         f"{load.free_blocks}/{status.worker.total_blocks}",
         str(load.pinned_blocks),
         str(load.quarantined_blocks),
-        str(status.prefills),
-        str(status.decodes),
+        str(status.prefills + status.decodes),
         str(load.produced_tokens),
         f"{status.seconds_since_heartbeat:.1f}",
     )

@@ -19,7 +19,7 @@ from typing import IO, Self
 import yaml
 
 from splitserve.cli.local import ProcessPlan
-from splitserve.core.errors import SplitserveError
+from splitserve.core.errors import ConfigError, SplitserveError
 
 _FIRST_BACK_OFF_S = 0.5
 _LONGEST_BACK_OFF_S = 30.0
@@ -101,7 +101,8 @@ class Supervisor:
         self._config(plan).write_text(yaml.safe_dump(plan.config.model_dump(mode="json")))
 
     async def ready(self, name: str, timeout_s: float) -> Ready:
-        """What the process said when it became ready for the first time. Raises StartFailed."""
+        """What the process said when it became ready for the first time. Raises StartFailed, or ConfigError if its
+        configuration is at fault."""
         child = self._children[name]
         try:
             return await asyncio.wait_for(asyncio.shield(child.ready), timeout_s)
@@ -226,9 +227,11 @@ class _Child:
                 os.killpg(self.pid, number)
 
     def fail(self, code: int) -> None:
-        """It never became ready. A command-line or configuration error is its last line, and says it all."""
-        tail = self.tail(1 if code == _BAD_CONFIG else _TAIL_LINES)
-        self.ready.set_exception(StartFailed(f"{self.plan.name} could not start ({_how(code)}): {tail}"))
+        """It never became ready. What is wrong with a configuration is the last line, and says it all."""
+        if code == _BAD_CONFIG:
+            self.ready.set_exception(ConfigError(self.plan.name, self.tail(1)))
+        else:
+            self.ready.set_exception(StartFailed(f"{self.plan.name} could not start ({_how(code)}):\n{self.tail()}"))
         self.ready.exception()  # whoever waits gets it; if nobody does, that is no bug to log
 
     def tail(self, lines: int = _TAIL_LINES) -> str:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def table(words: Sequence[str], figures: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """`words` head columns aligned left and come first; `figures` head columns aligned right."""
+    """`words` head columns aligned left and come first, `figures` head columns aligned right; nothing is cut."""
     made = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for head in (*words, *figures):
         made.add_column(head.replace(" ", "\n"), no_wrap=True, justify="left" if head in words else "right")

@@ -121,7 +121,8 @@ class ConsoleVoice:
         self._console.print(process_table(cluster))
         self._console.print(f"Serving on [bold]{cluster.address}[/bold]. Try, in another terminal:")
         at = "" if cluster.address == "127.0.0.1:50051" else f" --router {cluster.address}"
-        self._console.print(f'  splitserve generate "It is a truth universally acknowledged,"{at}', highlight=False)
+        example = f'  splitserve generate "It is a truth universally acknowledged,"{at}'
+        self._console.print(example, highlight=False, soft_wrap=True)
         self._console.print(f"Logs: {directory}. Ctrl-C drains and stops.", highlight=False)
 
     def draining(self, drain_s: float) -> None:

@@ -35,8 +35,9 @@ class Engine(Protocol):
     """Runs jobs. All methods are thread-safe and, `start` and `close` aside, return at once."""
 
     def start(self, on_deltas: OnDeltas) -> EngineInfo:
-        """Blocks until every sampler path is warm. From then on `on_deltas` is called from the engine's thread, once per
-        engine step, with what the step made for all jobs. Raises ConfigError for a model or setting it can't serve."""
+        """Blocks until every sampler path is warm. From then on `on_deltas` is called from the engine's thread, once
+        per engine step, with what the step made for all jobs. Raises ConfigError for a model or setting it can't
+        serve."""
 
     def submit(self, job: Job) -> None:
         """Takes a job; whatever is wrong with it comes back as a Delta with an Outcome, as does its end."""
@@ -48,7 +49,8 @@ class Engine(Protocol):
     def connect(self, peers: Sequence[KvPeer]) -> None:
         """Connects the KV control channel and transport to these peers before the first request needs them."""
 
-    def load(self) -> EngineLoad: ...
+    def load(self) -> EngineLoad:
+        """Raises EngineError once the engine is broken for good: the process must end."""
 
     def close(self) -> None:
         """Ends every job and frees what the engine holds."""

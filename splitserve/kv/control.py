@@ -38,55 +38,15 @@ from splitserve.kv.messages import (
     Ping,
     Pong,
 )
+from splitserve.kv.news import ChannelBroke, News, PeerEnded, PeerRefused, PeerSilent, PeerUp, Received
 from splitserve.kv.probe import Probe
 
 _log = logging.getLogger(__name__)
 
-QUEUED_MESSAGES = 4096  # per peer and direction; beyond it messages are dropped, and said again by whoever needs them
+QUEUED_MESSAGES = 1024  # per peer and direction; beyond it messages are dropped, and said again by whoever needs them
 REMEMBERED_ENDED = 4096
 GOODBYE_LINGER_MS = 200
 TICKS_PER_INTERVAL = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    sender: str
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class PeerUp:
-    """Said Hello and fits, or speaks again after silence."""
-
-    uuid: str
-    address: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class PeerRefused:
-    uuid: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class PeerSilent:
-    uuid: str
-
-
-@dataclass(frozen=True, slots=True)
-class PeerEnded:
-    uuid: str
-    proof: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelBroke:
-    """A defect of ours ended the control thread."""
-
-    error: Exception
-
-
-News = ChannelBroke | Received | PeerUp | PeerRefused | PeerSilent | PeerEnded
 
 
 @dataclass(slots=True)
@@ -333,8 +293,9 @@ class ControlChannel:
 
     def _tick(self, now: float) -> None:
         for peer in list(self._peers.values()):
-            if peer.probe is not None:
-                self._read_probe(peer)
+            if peer.probe is not None and self._proves_the_end(peer):
+                self._peer_ended(peer.peer.uuid, "its endpoint refuses connections")
+                continue
             for need in peer.life.due(now):
                 self._meet_need(peer, need)
 
@@ -348,15 +309,14 @@ class ControlChannel:
             case Need.FELL_SILENT:
                 self._on_news(PeerSilent(peer.peer.uuid))
 
-    def _read_probe(self, peer: _Peer) -> None:
+    def _proves_the_end(self, peer: _Peer) -> bool:
         assert peer.probe is not None
         if not peer.probe.finished:
-            return
+            return False
         refused = peer.probe.refused
         peer.probe.close()
         peer.probe = None
-        if refused:
-            self._peer_ended(peer.peer.uuid, "its endpoint refuses connections")
+        return refused
 
     def _peer_ended(self, uuid: str, proof: str) -> None:
         peer = self._peers.pop(uuid, None)

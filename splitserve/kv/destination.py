@@ -76,8 +76,9 @@ class DestinationSide:
 
     # What the engine calls -------------------------------------------------------------------------------------------
     def claim(self, claim: Claim, now: float) -> None:
-        if self._ledger.get(claim.key) is not None:
-            self._outlet.dropped("own claim made twice")
+        known = self._ledger.get(claim.key)
+        if known is not None:
+            self._claimed_before(known)
             return
         ticket = DestinationTicket(claim, now + claim.deadline_s)
         self._fire(ticket, DestinationEvent.CLAIM, now)
@@ -143,6 +144,15 @@ class DestinationSide:
     def awaits_bytes(self) -> bool:
         """Sources may be writing here, and somebody waits for it."""
         return any(ticket.state is not DestinationState.ABANDONED for ticket in self._ledger.live())
+
+    def _claimed_before(self, ticket: DestinationTicket) -> None:
+        """A ticket is good for one claim. A second one fails; while the first is open they can't be told apart."""
+        if ticket.state is DestinationState.ENDED:
+            self._outlet.failed(ticket.key)
+            message = f"ticket {ticket.key} was used before; every request needs a ticket of its own"
+            self._outlet.ended(ticket.key, False, TransferStats(), "used before", message)
+        else:
+            self._outlet.dropped("own claim made twice")
 
     # Below: one transition, and what it asks for ---------------------------------------------------------------------
     def _fire_all(self, uuid: str, event: DestinationEvent, now: float, reason: str = "", error: str = "") -> None:

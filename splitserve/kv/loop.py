@@ -15,18 +15,10 @@ from math import inf
 
 from splitserve.core.config import KvTransferSettings
 from splitserve.core.worker import KvFormat
-from splitserve.kv.control import (
-    ChannelBroke,
-    ControlChannel,
-    News,
-    PeerEnded,
-    PeerRefused,
-    PeerSilent,
-    PeerUp,
-    Received,
-)
+from splitserve.kv.control import ControlChannel
 from splitserve.kv.destination import DestinationSide
 from splitserve.kv.messages import Cancel, Cancelled, Done, Failed, Message, Progress, Register
+from splitserve.kv.news import ChannelBroke, News, PeerEnded, PeerRefused, PeerSilent, PeerUp, Received
 from splitserve.kv.outlet import Outlet
 from splitserve.kv.source import SourceSide
 from splitserve.kv.ticket import Counters, OnEvent
@@ -127,12 +119,20 @@ class TransferLoop:
         if self.source.writing:
             self.source.poll(time.monotonic())
         if self.destination.open_claims or time.monotonic() < self._greeting_until:
-            self._transport.progress()
+            self._progress()
         now = time.monotonic()
         if now >= self._expire_at:
             self._expire_at = now + EXPIRE_S
             self.source.expire(now)
             self.destination.expire(now)
+
+    def _progress(self) -> None:
+        try:
+            self._transport.progress()
+        except TransportError as error:
+            # One peer's trouble; its own claims end by what the control channel learns of it.
+            self.outlet.dropped("progress refused by the transport")
+            _log.warning("%s", error)
 
     def _pause_s(self, now: float) -> float:
         if self._inbox.pending:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from splitserve.core.worker import KvFormat, TransferStats
+from splitserve.core.worker import KvFormat
 from splitserve.kv.cursor import Cursor
 from splitserve.kv.layout import Span
 from splitserve.kv.ledger import (
@@ -18,7 +18,6 @@ from splitserve.kv.ledger import (
     FORGETTABLE,
     MAY_WRITE,
     OWES_SENT,
-    PINS,
     SOURCE,
     Ledger,
     SourceAction,
@@ -26,55 +25,16 @@ from splitserve.kv.ledger import (
     SourceState,
     step,
 )
-from splitserve.kv.messages import Cancel, Cancelled, Done, Failed, Progress, Register
+from splitserve.kv.messages import Cancel, Done, Failed, Progress, Register
 from splitserve.kv.outlet import Outlet
+from splitserve.kv.source_ticket import Answer, SourceTicket, mismatch, same_claim, verdict
 from splitserve.kv.ticket import Offer, TransferKey
 from splitserve.kv.transport import Transport, TransportError, WriteState
-
-Answer = Done | Failed | Cancelled
 
 MOST_ENDED = 4096  # Remembered to answer duplicates; a claim repeated later than that fails at its deadline instead.
 MOST_EARLY = 4096  # Claims waiting for their offer; a router sends both within milliseconds.
 LONGEST_CLAIM_S = 86_400.0
 PROGRESS_S = 0.5
-
-
-@dataclass(slots=True)
-class SourceTicket:
-    """`expires_at`: the claim's deadline, or the lease's end while HELD."""
-
-    key: TransferKey
-    cursor: Cursor
-    state: SourceState = SourceState.ABSENT
-    destination: str = ""
-    offer: Offer | None = None
-    register: Register | None = None
-    expires_at: float = inf
-    answer: Answer | None = None
-    in_flight: int = 0
-    bytes: int = 0
-    bytes_before_prefill_ended: int = 0
-    prefill_ended_at: float | None = None
-    last_write_done_at: float | None = None
-    progress_at: float = 0.0
-    progress_told: int = 0
-
-    @property
-    def stats(self) -> TransferStats:
-        uncovered_s = 0.0
-        if self.prefill_ended_at is not None and self.last_write_done_at is not None:
-            uncovered_s = self.last_write_done_at - self.prefill_ended_at
-        return TransferStats(self.bytes, self.bytes_before_prefill_ended, uncovered_s)
-
-    @property
-    def pinned_blocks(self) -> int:
-        return self.offer.prompt_blocks if self.offer is not None and self.state in PINS else 0
-
-    def failure(self, reason: str, message: str) -> Failed:
-        return Failed(self.key.transfer_id, self.key.epoch, reason, message)
-
-    def cancelled(self) -> Cancelled:
-        return Cancelled(self.key.transfer_id, self.key.epoch)
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +74,7 @@ class SourceSide:
             self._outlet.dropped("message from another worker")
             ticket = SourceTicket(offer.key, Cursor(self._kv.layers))
         ticket.offer, ticket.destination = offer, offer.destination.uuid
-        fault = _mismatch(offer, ticket.register) if ticket.register is not None else None
+        fault = mismatch(offer, ticket.register) if ticket.register is not None else None
         event = SourceEvent.OFFER_MISMATCH if fault else SourceEvent.OFFER
         self._fire(ticket, event, now, fault)
 
@@ -160,7 +120,10 @@ class SourceSide:
         if ticket.state is SourceState.ABSENT and len(self._ledger) - self.owed >= MOST_EARLY:
             self._outlet.dropped("register beyond the limit")
             return
-        fault = _mismatch(ticket.offer, message) if ticket.offer is not None else None
+        if ticket.register is not None and not same_claim(ticket.register, message):
+            self._claimed_before(ticket, message)
+            return
+        fault = mismatch(ticket.offer, message) if ticket.offer is not None else None
         if fault is not None and step(SOURCE, ticket.state, SourceEvent.REGISTER_MISMATCH):
             self._fire(ticket, SourceEvent.REGISTER_MISMATCH, now, fault)
             return
@@ -335,6 +298,14 @@ class SourceSide:
         in_bounds = 0 < message.deadline_s < LONGEST_CLAIM_S  # False for NaN too.
         ticket.expires_at = now + (message.deadline_s if in_bounds else LONGEST_CLAIM_S)
 
+    def _claimed_before(self, ticket: SourceTicket, message: Register) -> None:
+        """The destination has forgotten that it used this ticket. Its new claim must not be told that the old one is
+        Done; while the old one may still be written, it must not be told that it is over either."""
+        self._outlet.dropped("claim under a used ticket")
+        if ticket.state not in MAY_WRITE | AWAITS_QUIET:
+            sentence = "the ticket was used before, for another claim; every request needs a ticket of its own"
+            self._answer(ticket, Failed(message.transfer_id, message.epoch, "used before", sentence))
+
     def _from_destination(self, ticket: SourceTicket, sender: str) -> bool:
         if ticket.destination in ("", sender):
             return True
@@ -351,7 +322,7 @@ class SourceSide:
 
     def _sent(self, ticket: SourceTicket) -> None:
         self._outlet.sent(ticket.key)
-        reason, error = _verdict(ticket.answer)
+        reason, error = verdict(ticket.answer)
         self._outlet.ended(ticket.key, True, ticket.stats, reason, error)
 
     def _end_drains(self) -> None:
@@ -359,29 +330,3 @@ class SourceSide:
             if not any(ticket.in_flight for ticket in drain.tickets):
                 drain.over.set()
         self._drains = [drain for drain in self._drains if not drain.over.is_set()]
-
-
-def _verdict(answer: Answer | None) -> tuple[str, str]:
-    """Why a transfer ended without success: what to count, and a sentence. Both empty when it succeeded."""
-    match answer:
-        case Failed():
-            return answer.reason, answer.message
-        case Cancelled():
-            return "cancelled", "the decode worker cancelled its claim"
-        case Done():
-            return "", ""
-    return "unknown", "the prefill ended without an offer"
-
-
-def _mismatch(offer: Offer, register: Register) -> Failed | None:
-    """Why this claim must not get this prefill's KV."""
-    if register.prompt_hash != offer.prompt_hash:
-        message = "prompt_hash of the claim is not the prefill's: its KV belongs to another prompt"
-        return Failed(register.transfer_id, register.epoch, "prompt hash", message)
-    if register.first_block + len(register.blocks) > offer.prompt_blocks:
-        message = (
-            f"the claim names blocks {register.first_block} to {register.first_block + len(register.blocks) - 1}, "
-            f"the prompt has {offer.prompt_blocks}"
-        )
-        return Failed(register.transfer_id, register.epoch, "blocks", message)
-    return None

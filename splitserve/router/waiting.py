@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from splitserve.core.errors import Overloaded, SplitserveError, Unavailable
 from splitserve.core.worker import Pool, WorkerInfo
-from splitserve.routing.fleet import Fleet, Promise
+from splitserve.routing.fleet import Fleet
 from splitserve.routing.policy import Need, NoRoute, Route, choose
+from splitserve.routing.promise import Promise
 
 _SHORTEST_RETRY_S = 0.5
 _LONGEST_RETRY_S = 30.0

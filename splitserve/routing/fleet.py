@@ -4,20 +4,11 @@ Pure state, one owner (`router/membership`): no method awaits, reads a clock or 
 caller's clock. It does not choose (`policy`) and does not judge what a worker accepts (`admission`).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from splitserve.core.fleet import Health, WorkerStatus
 from splitserve.core.worker import Load, Pool, WorkerInfo
-from splitserve.routing.admission import after_decode, after_prefill
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """What one job will take of a worker. `waits_for_kv`: a decode whose prompt another worker computes."""
-
-    pool: Pool  # PREFILL for a prefill job, DECODE for a decode job, whatever the worker's own pool
-    tokens: int  # of prompt and of output already sent
-    waits_for_kv: bool = False
+from splitserve.routing.promise import Effect, Promise, nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +25,7 @@ class Candidate:
 @dataclass(slots=True)
 class _Held:
     promise: Promise
-    effect: "_Effect"
+    effect: Effect
     number: int | None = None  # in the worker's stream; None until it is sent
 
 
@@ -51,12 +42,12 @@ class _Member:
     sent_jobs: int = 0
     held: dict[str, _Held] = field(default_factory=dict)  # promised or running
     unseen: dict[str, _Held] = field(default_factory=dict)  # promises that `load` does not reflect yet
-    unseen_effect: "_Effect" = field(default_factory=lambda: _NO_EFFECT)  # of all of them together
+    unseen_effect: Effect = field(default_factory=Effect)  # of all of them together
     granted: Load | None = None  # `load` after that; None when it must be worked out anew
 
     def forget(self, job_id: str) -> None:
         """What an unseen promise takes counts no more."""
-        self.unseen_effect = _sum(self.unseen_effect, self.unseen.pop(job_id).effect, -1)
+        self.unseen_effect = self.unseen_effect - self.unseen.pop(job_id).effect
         self.granted = None
 
 
@@ -70,7 +61,7 @@ class Fleet:
     # Who is there ------------------------------------------------------------------------------------------------
     def join(self, info: WorkerInfo, now: float) -> None:
         """It gets no job before its first report."""
-        self._members[info.uuid] = _Member(info, info.pool, _nothing(info.pool), heard_at=now, active_at=now)
+        self._members[info.uuid] = _Member(info, info.pool, nothing(info.pool), heard_at=now, active_at=now)
 
     def leave(self, uuid: str) -> None:
         """With everything it held."""
@@ -129,9 +120,9 @@ class Fleet:
     def promise(self, uuid: str, job_id: str, promise: Promise) -> None:
         """A route was bound; the job may be sent later."""
         member = self._members[uuid]
-        held = _Held(promise, _effect(promise, member.info.kv.block_size))
+        held = _Held(promise, Effect.of(promise, member.info.kv.block_size))
         member.held[job_id] = member.unseen[job_id] = held
-        member.unseen_effect = _sum(member.unseen_effect, held.effect, 1)
+        member.unseen_effect = member.unseen_effect + held.effect
         member.granted = None
 
     def sent(self, uuid: str, job_id: str) -> int:
@@ -180,7 +171,7 @@ class Fleet:
 
     def _candidate(self, member: _Member, now: float) -> Candidate:
         if member.granted is None:
-            member.granted = _after(member.load, member.unseen_effect)
+            member.granted = member.unseen_effect.on(member.load)
         return Candidate(
             info=member.info,
             pool=member.pool,
@@ -195,52 +186,5 @@ class Fleet:
         return Health.SILENT if now - member.heard_at > self._silent_after_s else Health.READY
 
 
-# By how much a job changes each of `_MOVED`. Effects add up, so that a thousand promises cost no more than one.
-_Effect = tuple[int, ...]
-_MOVED = ("free_blocks", "free_sequences", "parked_limit_blocks", "prefill_tokens", "running")
-_NO_EFFECT: _Effect = (0,) * len(_MOVED)
-
-
-def _effect(promise: Promise, block_size: int) -> _Effect:
-    """By the worker's own rule, seen on a load that nothing exhausts."""
-    if promise.pool is Pool.PREFILL:
-        after = after_prefill(_PLENTY, promise.tokens, block_size)
-    else:
-        after = after_decode(_PLENTY, promise.tokens, block_size, promise.waits_for_kv)
-    return tuple(getattr(after, name) - getattr(_PLENTY, name) for name in _MOVED)
-
-
-def _sum(effect: _Effect, other: _Effect, sign: int) -> _Effect:
-    return tuple(mine + sign * theirs for mine, theirs in zip(effect, other, strict=True))
-
-
-def _after(load: Load, effect: _Effect) -> Load:
-    if effect == _NO_EFFECT:
-        return load
-    changed = {name: max(0, getattr(load, name) + by) for name, by in zip(_MOVED, effect, strict=True)}
-    return replace(load, **changed)
-
-
 def _seen(held: _Held, load: Load) -> bool:
     return held.number is not None and held.number <= load.seen_jobs
-
-
-def _nothing(pool: Pool) -> Load:
-    """Grants nothing: a worker that has not reported yet."""
-    return Load(
-        seen_jobs=0,
-        free_blocks=0,
-        free_sequences=0,
-        prefill_tokens=0,
-        prefill_token_limit=0,
-        parked_limit_blocks=0,
-        running=0,
-        quarantined_blocks=0,
-        pinned_blocks=0,
-        pool=pool,
-        draining=False,
-        produced_tokens=0,
-    )
-
-
-_PLENTY = replace(_nothing(Pool.DECODE), free_blocks=2**60, free_sequences=2**60, parked_limit_blocks=2**60)

@@ -91,6 +91,7 @@ class RouterLink:
                 self._check_refusal(error)
             except Unavailable as error:
                 self._logger.info("router not attached", router=self._address, reason=str(error))
+            _pass_on_cancellation()
             await self._pause()
 
     def _check_refusal(self, error: JoinRefused) -> None:
@@ -115,7 +116,7 @@ class RouterLink:
             try:
                 await self._serve(call, await self._join(call))
             except (grpc.RpcError, asyncio.InvalidStateError) as error:
-                raise await _meaning(call, error) from error
+                raise _meaning(error) from error
             finally:
                 call.cancel()
 
@@ -206,6 +207,13 @@ class RouterLink:
         self._wake.clear()
 
 
+def _pass_on_cancellation() -> None:
+    """A TaskGroup whose child fails at the moment it is cancelled raises the failure alone."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def _message(deltas: Sequence[Delta], load: Load | None) -> worker_pb2.WorkerMessage:
     return worker_pb2.WorkerMessage(
         deltas=[convert.delta_to_proto(delta) for delta in deltas],
@@ -213,7 +221,7 @@ def _message(deltas: Sequence[Delta], load: Load | None) -> worker_pb2.WorkerMes
     )
 
 
-async def _meaning(call: Any, error: Exception) -> Exception:
+def _meaning(error: Exception) -> Exception:
     """What a broken stream means for the worker."""
     if not isinstance(error, grpc.RpcError):
         return Unavailable(f"the router ended the stream: {error}")

@@ -4,7 +4,8 @@ Everything here runs on one event loop; the engine has its own thread and reache
 Which job belongs to whom is `jobs.py`, one router's stream is `link.py`.
 
 Ends: drained (SIGTERM, or a router's Drain): 0. Too many blocks in quarantine, which only a new process gets back:
-drained too, but 3, and whoever supervises it starts it again. A second SIGTERM: 143, without waiting for anything.
+drained too, but 3, and whoever supervises it starts it again. A second SIGTERM: 143, without waiting for anything. An
+engine that is broken for good: EngineError.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from splitserve.core.config import WorkerConfig
+from splitserve.core.errors import EngineError
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, WorkerInfo
 from splitserve.engine.protocol import Engine, EngineInfo
@@ -39,7 +41,8 @@ async def serve(worker: "Worker", on_ready: OnReady) -> int:
 
 
 class Worker:
-    """Raises ConfigError from `run` if the engine can't serve the model or a router refuses this worker for good."""
+    """Raises from `run`: ConfigError if the engine can't serve the model or a router refuses this worker for good,
+    EngineError if the engine breaks."""
 
     def __init__(self, config: WorkerConfig, model: ModelInfo, engine: Engine, metrics: WorkerMetrics) -> None:
         self._config = config
@@ -52,6 +55,7 @@ class Worker:
         self._drain = asyncio.Event()
         self._over = asyncio.Event()
         self._exit_code = DRAINED
+        self._fault: EngineError | None = None
 
     async def run(self, on_ready: OnReady) -> int:
         """Serves until drained; `on_ready` is called once the first router has taken the worker in."""
@@ -93,6 +97,8 @@ class Worker:
                 watch.cancel()
                 for link in self._links.values():
                     link.leave()
+                if self._fault is not None:
+                    raise self._fault
         except ExceptionGroup as group:
             raise _first(group) from group
 
@@ -114,7 +120,12 @@ class Worker:
         """After anything that may change what the worker grants."""
         if not self._links:
             return
-        outlived = self._engine.load()
+        try:
+            outlived = self._engine.load()
+        except EngineError as error:
+            self._fault = error
+            self._over.set()
+            return
         self._capacity.outlived(outlived.pinned_blocks, outlived.quarantined_blocks)
         self._check_quarantine()
         self._capacity.draining = self._drain.is_set()

@@ -88,7 +88,9 @@ class Process:
 class Cluster:
     """One router and workers by name. `restart` starts a process anew with the same configuration."""
 
-    def __init__(self, directory: Path, engine: SimSettings | VllmSettings, router: RouterConfig, kv: KvTransferSettings) -> None:
+    def __init__(
+        self, directory: Path, engine: SimSettings | VllmSettings, router: RouterConfig, kv: KvTransferSettings
+    ) -> None:
         self.directory, self.engine, self.kv = directory, engine, kv
         self.router = Process("router", router, directory, "router")
         self.workers: dict[str, Process] = {}

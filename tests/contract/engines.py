@@ -111,12 +111,8 @@ class Bench(Protocol):
         """While it lasts, KV arrives damaged and nobody is told."""
 
 
-def started(engine: Engine) -> AbstractContextManager[Listener]:
-    return _started(engine)
-
-
 @contextmanager
-def _started(engine: Engine) -> Iterator[Listener]:
+def started(engine: Engine) -> Iterator[Listener]:
     try:
         yield Listener(engine)
     finally:

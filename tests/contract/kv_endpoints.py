@@ -1,4 +1,4 @@
-"""Both KV transports behind one shape, for tests that must hold for either. Memory is (layers, blocks) of BLOCK_BYTES."""
+"""Both KV transports behind one shape, for tests that must hold for either: LAYERS layers of BLOCKS blocks."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -91,9 +91,7 @@ def test_a_killed_destination_gives_the_source_its_blocks_back(kind: str, stop_f
         if stop_first:
             decoder.signal(signal.SIGSTOP)
         decoder.kill()
-        wait_until(
-            lambda: not prefiller.service.connected, "its end is known"
-        )
+        wait_until(lambda: not prefiller.service.connected, "its end is known")
         prefiller.service.prefill_ended(KEY)
         named(prefiller, lambda results: results.sent)
         assert prefiller.service.counters.failures.total() == 1

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 from splitserve.core.config import KvTransferSettings, SimSettings
+from splitserve.core.errors import EngineError
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import FinishReason
 from splitserve.core.worker import (
@@ -124,6 +125,8 @@ class SimEngine:
         self._service.connect(peers)
 
     def load(self) -> EngineLoad:
+        if self._broke:
+            raise EngineError(self._broke)
         return self._load
 
     def close(self) -> None:

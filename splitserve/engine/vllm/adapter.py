@@ -6,7 +6,7 @@ stop strings are the work of vLLM's own detokeniser, run here so that a resumed 
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -77,7 +77,7 @@ class VllmEngine:
         self._jobs: dict[str, _Running] = {}
         self._by_key: dict[TransferKey, str] = {}
         self._started: Started | None = None
-        self._connector_started = threading.Event()
+        self._told = threading.Condition()  # the connector reported something
         self._free = Free(0)
         self._held = Held(0, 0)
 
@@ -95,8 +95,10 @@ class VllmEngine:
         self._tokenizer = tokenizer(str(self._model.path))
         self._max_model_len = self._runner.vllm_config.model_config.max_model_len
         self._warm_up()
+        info = self._describe()
+        self._wait_for_connector(lambda: self._free.blocks == info.total_blocks, "free its warm-up's blocks")
         self._on_deltas = on_deltas
-        return self._describe()
+        return info
 
     def submit(self, job: Job) -> None:
         self._runner.post(lambda: self._add(job))
@@ -123,7 +125,7 @@ class VllmEngine:
                 if delta.outcome is not None:
                     ended.put(delta)
 
-        self._on_deltas: OnDeltas = keep_last
+        self._on_deltas = keep_last
         warm_up(self.submit, ended, self._model.vocab_size, self._max_model_len)
         self._runner.post(self._runner.forget_prefixes)
 
@@ -174,20 +176,33 @@ class VllmEngine:
         )
 
     def _reported_by_connector(self) -> tuple[KvFormat, KvPeer]:
-        if not self._connector_started.wait(CONNECTOR_TIMEOUT_S) or self._started is None:
-            raise ConfigError("kv_transfer", "vLLM started, but its KV connector did not register any memory")
+        self._wait_for_connector(lambda: self._started is not None, "register its memory")
+        assert self._started is not None
         return self._started.format, self._started.peer
+
+    def _wait_for_connector(self, holds: Callable[[], bool], what: str) -> None:
+        with self._told:
+            if not self._told.wait_for(holds, CONNECTOR_TIMEOUT_S):
+                sentence = f"vLLM started, but its KV connector did not {what} within {CONNECTOR_TIMEOUT_S:.0f} s"
+                raise ConfigError("kv_transfer", sentence)
 
     # On the runner's thread ------------------------------------------------------------------------------------------
     def _add(self, job: Job) -> None:
         output = job.output if isinstance(job, DecodeJob) else ()
         tokens = [*job.prompt, *output]
+        if not 0 < len(tokens) < self._max_model_len:
+            sentence = f"has {len(tokens)} tokens; this worker takes 1 to {self._max_model_len - 1}"
+            self._refuse(job.job_id, "prompt", sentence)
+            return
         try:
             params = self._vllm_params(job, self._max_model_len - len(tokens))
         except ValueError as error:
             self._refuse(job.job_id, "sampling", str(error))
             return
         key = TransferKey(job.ticket.transfer_id, job.ticket.epoch) if job.ticket is not None else None
+        if key in self._by_key:
+            self._refuse(job.job_id, "ticket", f"ticket {key} is in use by another job")
+            return
         running = _Running(job, key, sent=len(output))
         if isinstance(job, DecodeJob):
             running.detokenizer = detokenizer(self._tokenizer, job)
@@ -306,16 +321,17 @@ class VllmEngine:
 
     # On the bridge's thread ------------------------------------------------------------------------------------------
     def _on_connector(self, message: FromConnector) -> None:
-        match message:
-            case Started():
-                self._started = message
-                self._connector_started.set()
-            case Free():
-                self._free = message
-            case Held():
-                self._held = message
-            case Ended():
-                self._runner.post(lambda: self._on_ended(message))
+        with self._told:
+            match message:
+                case Started():
+                    self._started = message
+                case Free():
+                    self._free = message
+                case Held():
+                    self._held = message
+                case Ended():
+                    self._runner.post(lambda: self._on_ended(message))
+            self._told.notify_all()
 
 
 def _refuse_what_push_cannot_do(settings: VllmSettings, kv: KvTransferSettings) -> None:

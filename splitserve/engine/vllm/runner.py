@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from splitserve.core.errors import ConfigError
 from splitserve.engine.vllm.translate import vllm_prompt
 
-PARKED_POLL_S = 0.005  # how long to wait for news when a step had nothing to run
+PARKED_POLL_S = 0.05  # how long to wait for news, which the connector tells, when a step had nothing to run
 IDLE_POLL_S = 1.0
 STEPS_PER_NEWS = 2  # one hears that KV has arrived, the next runs the request
 START_TIMEOUT_S = 600.0

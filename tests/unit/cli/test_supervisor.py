@@ -13,6 +13,7 @@ import pytest
 from splitserve.cli.local import ProcessPlan
 from splitserve.cli.supervisor import Ended, Event, Ready, Started, StartFailed, Supervisor
 from splitserve.core.config import RouterConfig
+from splitserve.core.errors import ConfigError
 
 WAIT_S = 20.0
 
@@ -28,6 +29,8 @@ part = os.environ["PART"]
 if part == "refuse":
     print("noise\\nlisten: the port is taken", file=sys.stderr)
     sys.exit(2)
+if part == "crash":
+    1 / 0
 if part == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if part == "polite":
@@ -148,10 +151,17 @@ async def test_restart_can_be_turned_off(tmp_path: Path, record: Record) -> None
 async def test_a_refused_configuration_is_told_in_its_own_words(tmp_path: Path, record: Record) -> None:
     async with supervising(tmp_path, record) as supervisor:
         supervisor.start(plan("refuse"))
-        with pytest.raises(StartFailed) as failed:
+        with pytest.raises(ConfigError) as refused:
             await supervisor.ready("one", WAIT_S)
-    assert str(failed.value) == "one could not start (exit code 2): listen: the port is taken"
+    assert str(refused.value) == "one: listen: the port is taken"
     assert len(record.of(Started)) == 1
+
+
+async def test_a_process_that_crashes_at_its_start_shows_the_end_of_its_log(tmp_path: Path, record: Record) -> None:
+    async with supervising(tmp_path, record) as supervisor:
+        supervisor.start(plan("crash"))
+        with pytest.raises(StartFailed, match=r"(?s)one could not start \(exit code 1\).*ZeroDivisionError"):
+            await supervisor.ready("one", WAIT_S)
 
 
 async def test_a_process_that_never_says_it_is_ready_is_given_up(tmp_path: Path, record: Record) -> None:

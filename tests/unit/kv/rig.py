@@ -47,6 +47,7 @@ class HeldTransport(ShmTransport):
         self.posted: list[tuple[int, int]] = []  # layer and number of blocks of each WRITE
         self.holds = False
         self.broken = False
+        self.progress_fails = False
 
     def write(self, peer: str, layer: int, source: Sequence[int], destination: Sequence[int]) -> object:
         if self.broken:
@@ -60,6 +61,10 @@ class HeldTransport(ShmTransport):
                 write.finish()
             self.posted.append((layer, len(source)))
         return write
+
+    def progress(self) -> None:
+        if self.progress_fails:
+            raise TransportError("a peer is gone")
 
     def poll(self, handle: object) -> WriteState:
         assert isinstance(handle, _HeldWrite)
@@ -96,6 +101,13 @@ class Worker:
 
     def wait_for(self, name: str, key: TransferKey) -> None:
         wait_until(lambda: key in getattr(self.collect(), name), f"{key} is {name} at {self.uuid}")
+
+    def wait_for_rest(self) -> None:
+        def rests() -> bool:
+            self.collect()
+            return not self.service.busy
+
+        wait_until(rests, f"rest at {self.uuid}")
 
     def event(self, key: TransferKey, source_side: bool) -> TransferEnded:
         def found() -> list[TransferEnded]:
@@ -170,10 +182,14 @@ class Pair:
         """The claim has come to the prefiller: its first WRITE is posted."""
         wait_until(lambda: bool(self.prefiller.transport.posted), "the first WRITE")
 
+    def wait_for_blocks(self, count: int) -> None:
+        """So many blocks, summed over layers, are posted."""
+        wait_until(lambda: sum(blocks for _, blocks in self.prefiller.transport.posted) == count, f"{count} blocks")
+
     def assert_at_rest(self) -> None:
         """Nothing pinned, nothing in quarantine, nothing owed."""
         for worker in (self.prefiller, self.decoder):
-            wait_until(lambda worker=worker: worker.collect() is not None and not worker.service.busy, "rest")
+            worker.wait_for_rest()
             assert (worker.service.pinned_blocks, worker.service.quarantined_blocks) == (0, 0)
 
 

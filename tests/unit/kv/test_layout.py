@@ -1,5 +1,9 @@
 """Blocks, bytes and prompt hashes of KV."""
 
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,8 +47,6 @@ def test_prompt_hashes_agree_exactly_when_the_prompts_do(one: list[int], other: 
 
 
 def test_the_prompt_hash_is_blake2b_over_little_endian_int32() -> None:
-    from hashlib import blake2b
-
     assert prompt_hash([1, 258]) == blake2b(b"\x01\x00\x00\x00\x02\x01\x00\x00", digest_size=16).digest()
 
 
@@ -55,14 +57,11 @@ def test_a_span_maps_each_prompt_block_from_its_place_to_its_claim(data: st.Data
     begin = data.draw(st.integers(first, first + count))
     end = data.draw(st.integers(begin, first + count))
     copies = span(table, claimed, first, begin, end)
-    assert [(source - 100, destination - 500 + first) for source, destination in zip(*_pair(copies), strict=True)] == [
-        (block, block) for block in range(begin, end)
-    ]
+    assert [
+        (source - 100, destination - 500 + first)
+        for source, destination in zip(copies.source, copies.destination, strict=True)
+    ] == [(block, block) for block in range(begin, end)]
     assert len(copies) == end - begin
-
-
-def _pair(copies: object) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return copies.source, copies.destination  # type: ignore[attr-defined]
 
 
 def test_a_span_beyond_what_was_claimed_is_our_mistake() -> None:
@@ -85,9 +84,8 @@ def test_a_span_beyond_what_was_claimed_is_our_mistake() -> None:
     ],
 )
 def test_a_format_that_differs_is_refused_with_the_field_named(field: str, value: object) -> None:
-    from dataclasses import replace
-
-    sentence = format_difference(KV, replace(KV, **{field: value}))
+    changes: dict[str, Any] = {field: value}
+    sentence = format_difference(KV, replace(KV, **changes))
     assert f"kv.{field} is" in sentence
     assert str(value) in sentence
     assert format_difference(KV, replace(KV)) == ""

@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 
+from splitserve.core.worker import KvPeer
 from splitserve.kv.ledger import (
     AWAITS_QUIET,
     DESTINATION,
@@ -22,7 +23,7 @@ from splitserve.kv.ledger import (
     SourceState,
     step,
 )
-from splitserve.kv.ticket import Claim, KvPeer, TransferKey
+from splitserve.kv.ticket import Claim, TransferKey
 
 PREFILL_OVER = {SourceEvent.PREFILL_ENDED, SourceEvent.PREFILL_ABORTED}
 FENCES = {DestinationEvent.DONE, DestinationEvent.FAILED, DestinationEvent.CANCELLED, DestinationEvent.PEER_ENDED}

@@ -1,5 +1,5 @@
-"""Both sides of a transfer against a model of everything between them: messages that wait, vanish and repeat, WRITEs that
-take their time or fail, processes that die. Random walks over it never break a safety rule and always come to rest.
+"""Both sides of a transfer against a model of everything between them: messages that wait, vanish and repeat, WRITEs
+that take their time or fail, processes that die. Random walks never break a safety rule and always come to rest.
 """
 
 import random
@@ -243,7 +243,9 @@ class Walk:
         given_back = {block for key in fenced for block in claimed_blocks(key)}
         freed = {block for key in self.told_source.sent for block in own_blocks(key)}
         for write in self.transport.in_flight:
-            assert not (self.destination_alive and given_back.intersection(write.destination)), "written after the fence"
+            assert not (self.destination_alive and given_back.intersection(write.destination)), (
+                "written after the fence"
+            )
             assert not (self.source_alive and freed.intersection(write.source)), "read after it was given back"
 
     def _check_received(self, key: TransferKey) -> None:
@@ -322,10 +324,16 @@ STEPS: list[Callable[[Walk, TransferKey], None]] = [
 ]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(st.booleans(), st.binary(min_size=60, max_size=60))
 def test_no_walk_breaks_a_safety_rule_and_every_walk_comes_to_rest(connected: bool, taken: bytes) -> None:
     take_walk(connected, taken)
+
+
+def take_walks(count: int) -> None:
+    dice = random.Random(0)
+    for _ in range(count):
+        take_walk(dice.random() < 0.5, dice.randbytes(60))
 
 
 def take_walk(connected: bool, taken: bytes) -> None:
@@ -361,10 +369,8 @@ def test_a_table_that_breaks_a_rule_is_caught_by_the_walk(
     monkeypatch: pytest.MonkeyPatch, table: dict[object, object], pair: object, wrong: object
 ) -> None:
     monkeypatch.setitem(table, pair, wrong)
-    dice = random.Random(0)
     with pytest.raises(AssertionError):
-        for _ in range(3000):
-            take_walk(dice.random() < 0.5, dice.randbytes(60))
+        take_walks(3000)
 
 
 KEY = KEYS[0]

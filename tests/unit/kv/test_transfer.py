@@ -59,10 +59,8 @@ def test_prefill_first_the_claim_is_caught_up_with_one_write_a_layer(pair: Pair)
 def test_in_a_race_every_block_arrives_exactly(pair: Pair) -> None:
     for number in range(30):
         pair.key = TransferKey("race", number)
-        steps = [pair.claim, pair.offer, lambda: pair.forward(0, 2)]
-        for step in steps[number % 2 :] + steps[: number % 2]:
+        for step in (pair.claim, pair.offer)[:: 1 if number % 2 else -1]:
             step()
-        pair.offer() if number % 2 else None
         pair.prefill()
         pair.decoder.wait_for("received", pair.key)
         pair.prefiller.wait_for("sent", pair.key)
@@ -76,7 +74,7 @@ def test_each_chunk_is_written_before_the_next_is_computed(pair: Pair) -> None:
     pair.offer()
     for end in (1, 2, 4):
         pair.forward(max(0, end - 1), end)
-        wait_until(lambda end=end: sum(count for _, count in pair.prefiller.transport.posted) == LAYERS * end, "written")
+        pair.wait_for_blocks(LAYERS * end)
     pair.decoder.wait_for("received", pair.key)
     assert pair.arrived()
     assert not pair.prefiller.collect().sent, "the prefill has not ended"
@@ -255,6 +253,16 @@ def test_a_write_that_the_transport_refuses_fails_its_claim(pair: Pair) -> None:
     assert pair.decoder.event(pair.key, False).error == "the link is broken"
     pair.prefiller.wait_for("sent", pair.key)
     pair.assert_at_rest()
+
+
+def test_a_transport_that_stumbles_over_one_peer_still_serves_the_others(pair: Pair) -> None:
+    pair.decoder.transport.progress_fails = True
+    pair.claim()
+    wait_until(lambda: bool(pair.decoder.dropped()), "the failure is counted")
+    pair.offer()
+    pair.prefill()
+    pair.decoder.wait_for("received", pair.key)
+    assert set(pair.decoder.dropped()) == {"progress refused by the transport"}
 
 
 # Giving up -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.worker import DecodeJob, Delta, Failure, Outcome, Pool, PrefillJob, Ticket
 from splitserve.router.mailbox import Lost, Mailbox
 from splitserve.router.membership import Attachment, Membership, Order, SendCancel, SendDrain, SendJob, SendPeers
-from splitserve.routing.fleet import Fleet, Promise
+from splitserve.routing.fleet import Fleet
+from splitserve.routing.promise import Promise
 from tests.unit.router.scripted import load_of, worker_info
 
 D0, D1 = worker_info("d0", Pool.DECODE), worker_info("d1", Pool.DECODE)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from splitserve.core.fleet import Health
 from splitserve.core.worker import KvFormat, KvMode, KvPeer, Load, Pool, WorkerInfo
 from splitserve.routing.admission import after_decode, after_prefill
-from splitserve.routing.fleet import Candidate, Fleet, Promise
+from splitserve.routing.fleet import Candidate, Fleet
+from splitserve.routing.promise import Promise
 
 INFO = WorkerInfo(
     uuid="u",

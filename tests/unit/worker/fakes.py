@@ -9,7 +9,7 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from splitserve.core.config import KvTransferSettings, SimSettings, WorkerConfig
-from splitserve.core.errors import SplitserveError
+from splitserve.core.errors import EngineError, SplitserveError
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import SamplingParams
 from splitserve.core.worker import DecodeJob, Delta, Job, KvFormat, KvMode, KvPeer, Load, Outcome, Pool, WorkerInfo
@@ -37,6 +37,7 @@ class ScriptedEngine:
         self.started = threading.Event()
         self.peers: list[KvPeer] = []
         self.held = EngineLoad(100, 0, 0)
+        self.broken: EngineError | None = None
         self.closed = threading.Event()
 
     def start(self, on_deltas: OnDeltas) -> EngineInfo:
@@ -54,6 +55,8 @@ class ScriptedEngine:
         self.peers = list(peers)
 
     def load(self) -> EngineLoad:
+        if self.broken is not None:
+            raise self.broken
         return self.held
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """A worker between a router over real gRPC and an engine that a test speaks for."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from uuid import uuid4
@@ -9,7 +10,7 @@ import pytest
 
 from splitserve.cli.build import DEMO_MODEL
 from splitserve.core.config import KvTransferSettings, SimSettings
-from splitserve.core.errors import ConfigError, JoinRefused, Unavailable
+from splitserve.core.errors import ConfigError, EngineError, JoinRefused, Unavailable
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.worker import DecodeJob, Delta, Failure, KvPeer, Outcome, Pool
@@ -214,6 +215,13 @@ async def test_too_many_quarantined_blocks_drain_the_worker_to_be_started_anew(
     assert await worker.exit_code() == QUARANTINED
 
 
+async def test_a_worker_whose_engine_is_broken_ends(worker: Running, engine: ScriptedEngine, stream: Stream) -> None:
+    engine.broken = EngineError("the engine broke")
+    with pytest.raises(EngineError, match="broke"):
+        await worker.exit_code()
+    assert engine.closed.is_set()
+
+
 # Routers come and go ------------------------------------------------------------------------------------------------
 async def test_a_worker_attaches_again_and_the_lost_streams_jobs_are_cancelled(
     router: FakeRouter, engine: ScriptedEngine, stream: Stream
@@ -231,13 +239,13 @@ async def test_a_worker_attaches_again_and_the_lost_streams_jobs_are_cancelled(
 
 
 async def test_a_router_that_starts_later_is_joined_when_it_is_there(engine: ScriptedEngine) -> None:
-    async with router_at() as first:
-        address = first.address
     late = FakeRouter()
-    late.address = address
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        late.address = f"127.0.0.1:{probe.getsockname()[1]}"
     async with running(engine, [late], MODEL) as worker:
         assert await asyncio.to_thread(engine.started.wait, TIMEOUT_S)
-        async with router_at(address) as there:
+        async with router_at(late.address) as there:
             stream = await there.next_stream()
             await stream.until(lambda: bool(stream.loads))
             assert [info.name for info in worker.ready] == ["w"]

@@ -10,10 +10,11 @@ import pytest
 
 from splitserve.cli.build import DEMO_MODEL
 from splitserve.core.config import KvTransferSettings, SimSettings
-from splitserve.core.errors import ConfigError
+from splitserve.core.errors import ConfigError, EngineError
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import Failure, KvMode
 from splitserve.engine.sim import SimEngine
+from splitserve.engine.sim.shape import kv_format
 from splitserve.latency.model import Step
 from tests.contract.engines import Listener, a_decode, a_prefill, a_prompt, a_ticket, greedy, started
 
@@ -33,7 +34,7 @@ def pair() -> Iterator[tuple[Listener, Listener]]:
 
 
 def test_bytes_are_the_real_models_though_only_digests_move() -> None:
-    kv = an_engine().__dict__["_format"]
+    kv = kv_format(MODEL, QUICK, KvMode.PUSH)
     assert kv.block_bytes == 2 * 16 * MODEL.kv_heads * MODEL.head_dim * 2
     assert (kv.dtype, kv.layers, kv.transport) == ("bfloat16", MODEL.layers, "shm")
 
@@ -154,6 +155,8 @@ def test_a_broken_engine_fails_its_jobs_instead_of_leaving_them() -> None:
             assert caught.wait(10)
             late = alone.submit(a_decode(a_prompt(WORDS, 20, 9), greedy(2)))
             assert late.outcome.failure is Failure.ENGINE
+            with pytest.raises(EngineError, match="no such profile"):
+                alone.engine.load()
     finally:
         threading.excepthook = previous
 
