@@ -1,4 +1,4 @@
-"""Real vLLM workers behind a real router, with NIXL between them: exactness, and what is left when workers die or stop."""
+"""Real vLLM workers behind a real router, NIXL between them: exactness, and what is left when workers die or stop."""
 
 import asyncio
 import signal

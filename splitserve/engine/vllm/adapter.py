@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from splitserve.core.config import KvTransferSettings, VllmSettings
-from splitserve.core.errors import ConfigError
+from splitserve.core.errors import ConfigError, EngineError
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.worker import (
@@ -33,6 +33,7 @@ from splitserve.engine.vllm.translate import (
     detokenizer,
     logprobs_of,
     prepare_environment,
+    refusals,
     side_channel_peer,
     tokenizer,
     vllm_params,
@@ -79,6 +80,7 @@ class VllmEngine:
         self._started: Started | None = None
         self._told = threading.Condition()  # the connector reported something
         self._free = Free(0)
+        self._broken: Exception | None = None
         self._held = Held(0, 0)
 
     def start(self, on_deltas: OnDeltas) -> EngineInfo:
@@ -91,7 +93,7 @@ class VllmEngine:
         in_process = on_cpu and self._settings.tensor_parallel_size * self._settings.pipeline_parallel_size == 1
         self._bridge = AdapterEnd(self._on_connector)
         arguments = self._engine_arguments(on_cpu, in_process)
-        self._runner: Runner = start_runner(arguments, in_process, self._cpu_core, self._on_outputs)
+        self._runner: Runner = start_runner(arguments, in_process, self._cpu_core, self._on_outputs, self._on_broken)
         self._tokenizer = tokenizer(str(self._model.path))
         self._max_model_len = self._runner.vllm_config.model_config.max_model_len
         self._warm_up()
@@ -111,6 +113,8 @@ class VllmEngine:
             self._bridge.connect_peers(peers)
 
     def load(self) -> EngineLoad:
+        if self._broken is not None:
+            raise EngineError(f"vLLM is beyond use: {type(self._broken).__name__}: {self._broken}") from self._broken
         return EngineLoad(self._free.blocks, self._held.pinned_blocks, self._held.quarantined_blocks)
 
     def close(self) -> None:
@@ -196,7 +200,7 @@ class VllmEngine:
             return
         try:
             params = self._vllm_params(job, self._max_model_len - len(tokens))
-        except ValueError as error:
+        except refusals() as error:
             self._refuse(job.job_id, "sampling", str(error))
             return
         key = TransferKey(job.ticket.transfer_id, job.ticket.epoch) if job.ticket is not None else None
@@ -246,12 +250,20 @@ class VllmEngine:
         if running is None:
             return None
         if output.outputs[0].finish_reason in ("error", "abort"):
-            return self._broken(running)
+            return self._failed(running)
         if isinstance(running.job, PrefillJob):
             return self._prefill_delta(running, output) if output.finished else None
         return self._decode_delta(running, output.outputs[0])
 
-    def _broken(self, running: _Running) -> Delta:
+    def _on_broken(self, error: Exception) -> None:
+        """Every job fails; `load` tells the worker, which ends so that it is replaced."""
+        self._broken = error
+        jobs, self._jobs = list(self._jobs), {}
+        self._by_key.clear()
+        for job_id in jobs:
+            self._end(job_id, Outcome(failure=Failure.ENGINE, message=f"vLLM broke: {error}"))
+
+    def _failed(self, running: _Running) -> Delta:
         self._forget(running.job.job_id)
         if running.key is None:
             outcome = Outcome(failure=Failure.ENGINE, message="vLLM ended the request with an error")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from splitserve.core.errors import ConfigError
-from splitserve.engine.vllm.translate import vllm_prompt
+from splitserve.engine.vllm.translate import refusals, vllm_prompt
 
 PARKED_POLL_S = 0.05  # how long to wait for news, which the connector tells, when a step had nothing to run
 IDLE_POLL_S = 1.0
@@ -21,6 +21,7 @@ START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 10.0
 
 OnOutputs = Callable[[Sequence[Any]], None]  # vllm.RequestOutput, of one engine step
+OnBroken = Callable[[Exception], None]  # vLLM is beyond use; no call follows
 
 
 class Runner(Protocol):
@@ -41,18 +42,21 @@ class Runner(Protocol):
     def stop(self) -> None: ...
 
 
-def start_runner(arguments: dict[str, Any], in_process: bool, core: int | None, on_outputs: OnOutputs) -> Runner:
+def start_runner(
+    arguments: dict[str, Any], in_process: bool, core: int | None, on_outputs: OnOutputs, on_broken: OnBroken
+) -> Runner:
     """Builds vLLM from EngineArgs; minutes for a large model. Raises ConfigError with vLLM's reason."""
     if in_process:
-        return InProcessRunner(arguments, core, on_outputs)
-    return AsyncRunner(arguments, on_outputs)
+        return InProcessRunner(arguments, core, on_outputs, on_broken)
+    return AsyncRunner(arguments, on_outputs, on_broken)
 
 
 class InProcessRunner:
     """LLMEngine stepped by a thread of ours: one process, one core."""
 
-    def __init__(self, arguments: dict[str, Any], core: int | None, on_outputs: OnOutputs) -> None:
+    def __init__(self, arguments: dict[str, Any], core: int | None, on_outputs: OnOutputs, on_broken: OnBroken) -> None:
         self._on_outputs = on_outputs
+        self._on_broken = on_broken
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
         self._fresh_steps = 0  # steps that may still act on news, before there is nothing to do but wait
@@ -72,7 +76,7 @@ class InProcessRunner:
     def add(self, job_id: str, tokens: list[int], params: Any, priority: int, refuse: Callable[[str], None]) -> None:
         try:
             self._engine.add_request(job_id, vllm_prompt(tokens), params, priority=priority)
-        except ValueError as error:
+        except refusals() as error:
             refuse(str(error))
 
     def abort(self, job_id: str) -> None:
@@ -95,13 +99,19 @@ class InProcessRunner:
             self._built.put(error)
             return
         self._built.put(None)
-        while not self._stopping:
-            self._run_calls()
-            if self._has_work:
-                outputs = self._engine.step()
-                self._fresh_steps = STEPS_PER_NEWS if outputs else max(0, self._fresh_steps - 1)
-                self._on_outputs(outputs)
+        try:
+            while not self._stopping:
+                self._turn()
+        except Exception as error:  # whatever breaks vLLM must reach its jobs
+            self._on_broken(error)
         self._engine.engine_core.shutdown()
+
+    def _turn(self) -> None:
+        self._run_calls()
+        if self._has_work:
+            outputs = self._engine.step()
+            self._fresh_steps = STEPS_PER_NEWS if outputs else max(0, self._fresh_steps - 1)
+            self._on_outputs(outputs)
 
     def _build(self, arguments: dict[str, Any], core: int | None) -> None:
         import torch
@@ -135,8 +145,9 @@ class InProcessRunner:
 class AsyncRunner:
     """AsyncLLM on an event loop of its own thread."""
 
-    def __init__(self, arguments: dict[str, Any], on_outputs: OnOutputs) -> None:
+    def __init__(self, arguments: dict[str, Any], on_outputs: OnOutputs, on_broken: OnBroken) -> None:
         self._on_outputs = on_outputs
+        self._on_broken = on_broken
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._gathered: list[Any] = []
         self._loop = asyncio.new_event_loop()
@@ -186,8 +197,10 @@ class AsyncRunner:
         try:
             async for output in self._llm.generate(vllm_prompt(tokens), params, job_id, priority=priority):
                 self._gather(output)
-        except ValueError as error:
+        except refusals() as error:
             refuse(str(error))
+        except Exception as error:  # whatever breaks vLLM must reach its jobs
+            self._on_broken(error)
         finally:
             self._tasks.pop(job_id, None)
 

@@ -65,6 +65,13 @@ def vllm_params(sampling: SamplingParams, produced: int, room: int, kv_transfer_
     )
 
 
+def refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for a request that it won't have."""
+    from vllm.exceptions import VLLMValidationError
+
+    return ValueError, VLLMValidationError
+
+
 def vllm_prompt(tokens: list[int]) -> Any:
     from vllm.inputs.engine import tokens_input
 
