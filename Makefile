@@ -10,7 +10,7 @@ TORCH  := torch==2.13.0
 
 VENV  := .venv
 BIN   := $(VENV)/bin
-PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP   := $(BIN)/python -m pip install -qq --disable-pip-version-check
 STAMP := $(VENV)/.installed
 LOCKS := requirements/cpu.txt requirements/dev.txt
 
@@ -32,10 +32,10 @@ $(STAMP): $(LOCKS) pyproject.toml
 	  { echo "$(PYTHON) is not Python 3.11, which the lock is for: say PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Installing into $(VENV) (2.7 GB; a few minutes) ..."
 	@"$(PYTHON)" -m venv $(VENV)
-	@echo "  1/3 locked packages"
-	@$(PIP) --no-deps $(foreach lock,$(LOCKS),-r $(lock))
-	@echo "  2/3 $(TORCH)"
+	@echo "  1/3 $(TORCH)"
 	@$(PIP) $(TORCH) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@echo "  2/3 locked packages"
+	@$(PIP) --no-deps $(foreach lock,$(LOCKS),-r $(lock))
 	@$(BIN)/python -c 'import torch; print("      torch", torch.__version__, "(CUDA build: works without a GPU, but is large)" if torch.version.cuda else "")' || \
 	  { echo "torch does not import (see above). On a machine without a GPU run:"; \
 	    echo "  make clean && make install TORCH_INDEX=https://download.pytorch.org/whl/cpu"; exit 1; }

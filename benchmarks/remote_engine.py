@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from splitserve.core.config import KvTransferSettings, VllmSettings
+from splitserve.core.errors import EngineError
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import Delta, Job, KvPeer, Outcome
-from splitserve.engine.protocol import EngineInfo, EngineLoad, OnDeltas
+from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnDeltas
 
 START_TIMEOUT_S = 240
 CALL_TIMEOUT_S = 60
@@ -37,14 +38,32 @@ def _serve(pipe: Connection, model: str, settings: VllmSettings, kv: KvTransferS
         call, argument = pipe.recv()
         if call == "misread":
             _misread(argument)
+        elif call == "sabotage":
+            _sabotage(engine)
         elif call == "load":
-            tell("load", engine.load())
+            tell("load", _load(engine))
         elif call == "close":
             engine.close()
             tell("closed", None)
             return
         else:
             getattr(engine, call)(argument)
+
+
+def _load(engine: Engine) -> EngineLoad | EngineError:
+    try:
+        return engine.load()
+    except EngineError as error:
+        return error
+
+
+def _sabotage(engine: Any) -> None:
+    """From now on vLLM's step raises."""
+
+    def step() -> None:
+        raise RuntimeError("sabotaged")
+
+    engine._runner._engine.step = step
 
 
 def _misread(on: bool) -> None:
@@ -58,7 +77,7 @@ def _misread(on: bool) -> None:
         NixlTransport.true_write = NixlTransport.write  # type: ignore[attr-defined]
         NixlTransport.write = write  # type: ignore[method-assign]
     else:
-        NixlTransport.write = NixlTransport.true_write  # type: ignore[attr-defined]
+        NixlTransport.write = NixlTransport.true_write  # type: ignore[attr-defined, method-assign]
 
 
 @dataclass
@@ -108,9 +127,15 @@ class RemoteEngine:
         finally:
             self._pipe.send(("misread", False))
 
+    def sabotage(self) -> None:
+        """Breaks vLLM inside the child."""
+        self._pipe.send(("sabotage", None))
+
     def load(self) -> EngineLoad:
         self._pipe.send(("load", None))
         load = self._answer("load", CALL_TIMEOUT_S)
+        if isinstance(load, EngineError):
+            raise load
         assert isinstance(load, EngineLoad)
         return load
 
