@@ -5,6 +5,7 @@ vLLM is imported here alone, and only for a worker that asks for it.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
@@ -66,6 +67,11 @@ def build_engine(config: WorkerConfig, model: ModelInfo, worker_uuid: str) -> En
         from splitserve.engine.sim import SimEngine
 
         return SimEngine(model, config.engine, config.kv_transfer, worker_uuid)
+    if find_spec("vllm") is None or find_spec("torch") is None:
+        raise ConfigError(
+            "engine",
+            "vLLM is not installed: pip install 'splitserve[vllm]', or simulate it with kind: sim (--engine sim)",
+        )
     from splitserve.engine.vllm import VllmEngine
 
     return VllmEngine(model, config.engine, config.kv_transfer, worker_uuid, config.cpu_core)
