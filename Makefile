@@ -17,6 +17,7 @@ LOCKS := requirements/cpu.txt requirements/dev.txt
 # Part names are directories under tests/. `check` leaves out what needs vLLM or NIXL.
 PARTS       := unit contract cluster vllm
 QUICK_PARTS := unit contract cluster
+SLOW_PARTS  := slow
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow check proto clean
@@ -59,15 +60,15 @@ test: install ## Run every test but the slow ones (what CI runs)
 	$(call run_parts,$(PARTS),not slow,--durations=15)
 
 test-slow: install ## Run the long fault, load and parallelism tests
-	$(call run_parts,$(PARTS),slow,--durations=15)
+	$(call run_parts,$(SLOW_PARTS),slow,--durations=15)
 
 check: install ## Format, lint, types, import contracts, generated code, unit and simulated cluster tests (under two minutes)
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted; run $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python proto/generate.py --check
-	$(call run_parts,$(QUICK_PARTS),not slow and not vllm,--quiet)
+	$(call run_parts,$(QUICK_PARTS),not slow and not vllm and not nixl,--quiet)
 
 proto: install ## Generate splitserve/rpc/gen from proto/
 	@$(BIN)/python proto/generate.py

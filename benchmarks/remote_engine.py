@@ -97,7 +97,9 @@ class RemoteEngine:
         """Starts the child; `start` then only waits for it, so that several can start at once."""
         self._pipe, child = mp.get_context("spawn").Pipe()
         arguments = (child, str(self.model), self.settings, self.kv, self.uuid, self.core)
-        self.process = mp.get_context("spawn").Process(target=_serve, args=arguments, daemon=True)
+        one_rank = self.settings.tensor_parallel_size * self.settings.pipeline_parallel_size == 1
+        # A daemon may have no children, and several ranks are children. Such a child ends with the pipe.
+        self.process = mp.get_context("spawn").Process(target=_serve, args=arguments, daemon=one_rank)
         self.process.start()
         child.close()
 

@@ -11,7 +11,7 @@ TARGET = ROOT / "splitserve" / "rpc" / "gen"
 
 def generate(out: Path) -> dict[str, str]:
     """Returns file name -> text, with imports rewritten to the package that the code lives in."""
-    from grpc_tools import protoc  # noqa: PLC0415
+    from grpc_tools import protoc
 
     protos = sorted(str(file) for file in (ROOT / "proto").rglob("*.proto"))
     include = Path(protoc.__file__).parent / "_proto"

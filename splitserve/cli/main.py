@@ -15,6 +15,7 @@ from splitserve import __version__
 from splitserve.cli.demo import demo
 from splitserve.cli.generate import generate
 from splitserve.cli.operate import drain, pool, status
+from splitserve.cli.supervisor import StartFailed
 from splitserve.core.config import RouterConfig, SettingsT, WorkerConfig, parse, read
 from splitserve.core.errors import ConfigError, SplitserveError
 
@@ -37,7 +38,7 @@ def main() -> None:
     """The console script."""
     try:
         app()
-    except SplitserveError as error:
+    except (SplitserveError, StartFailed) as error:
         _fail(error)
     except ExceptionGroup as group:  # of tasks that ran at once: the first tells
         ours = group.subgroup(SplitserveError)

@@ -19,7 +19,7 @@ from typing import IO, Self
 import yaml
 
 from splitserve.cli.local import ProcessPlan
-from splitserve.core.errors import ConfigError, SplitserveError
+from splitserve.core.errors import ConfigError
 
 _FIRST_BACK_OFF_S = 0.5
 _LONGEST_BACK_OFF_S = 30.0
@@ -29,7 +29,7 @@ _SPLITSERVE = (sys.executable, "-m", "splitserve")
 _BAD_CONFIG = 2  # exit code of a process whose configuration is at fault
 
 
-class StartFailed(SplitserveError):
+class StartFailed(Exception):
     """A process ended, or said nothing, before it was ready for the first time."""
 
 

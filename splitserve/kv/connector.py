@@ -110,10 +110,10 @@ class SchedulerHalf:
             return
         key = TransferKey(params["transfer_id"], params["epoch"])
         peer = KvPeer(params["peer_uuid"], params["peer_endpoint"])
-        self._next.requests[key] = request.request_id
         if params["side"] == DESTINATION:
             self._destinations[request.request_id] = _Destination(key, peer, params["deadline_s"])
             return
+        self._next.requests[key] = request.request_id
         self._sources[request.request_id] = _Source(key, request)
         blocks = blocks_for(request.num_prompt_tokens, self._block_size)
         self._next.offers.append(Offer(key, peer, prompt_hash(request.prompt_token_ids), blocks))
@@ -132,6 +132,7 @@ class SchedulerHalf:
         if destination is None or destination.claimed or external == 0:
             return
         destination.claimed = True
+        self._next.requests[destination.key] = request.request_id
         first = (request.num_tokens - external) // self._block_size
         needed = blocks_for(request.num_tokens, self._block_size)
         table = blocks.get_block_ids()[0][first:needed]

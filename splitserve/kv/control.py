@@ -352,6 +352,11 @@ class ControlChannel:
         return made
 
 
+def is_loopback(host: str) -> bool:
+    """Raises ConfigError like `numeric_host`."""
+    return ipaddress.ip_address(numeric_host(host).strip("[]")).is_loopback
+
+
 def numeric_host(host: str) -> str:
     """The address to bind, as ZeroMQ wants it. Raises ConfigError for one that peers could not reach."""
     try:

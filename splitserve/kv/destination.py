@@ -4,7 +4,7 @@ Owned by the transfer thread, which passes the time in. It never says that block
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from splitserve.core.worker import KvPeer, TransferStats
 from splitserve.kv.ledger import (
@@ -175,6 +175,8 @@ class DestinationSide:
         self._ledger.keep(ticket, ended=ticket.state is DestinationState.ENDED)
         for action in actions:
             self._act(ticket, action, now)
+        if ticket.state is DestinationState.ENDED:
+            ticket.claim = replace(ticket.claim, blocks=())  # thousands of ended ones are remembered
 
     def _act(self, ticket: DestinationTicket, action: DestinationAction, now: float) -> None:
         match action:

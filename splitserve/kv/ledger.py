@@ -181,6 +181,7 @@ def _source_table() -> SourceTable:
         (s.STOPPING_ENDED, e.PEER_ENDED): (s.STOPPING_ENDED, ()),
         # An offer after the end: the router made a new prefill of an old ticket. It runs, and nobody can claim it.
         (s.ENDED, e.OFFER): (s.STOPPED, ()),
+        (s.ENDED, e.OFFER_MISMATCH): (s.STOPPED, ()),
         (s.ENDED, e.REGISTER): (s.ENDED, (a.ANSWER,)),
         (s.ENDED, e.CANCEL): (s.ENDED, (a.CONFIRM_CANCEL,)),
         (s.ENDED, e.PREFILL_ABORTED): (s.ENDED, ()),

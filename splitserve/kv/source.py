@@ -27,7 +27,7 @@ from splitserve.kv.ledger import (
 )
 from splitserve.kv.messages import Cancel, Done, Failed, Progress, Register
 from splitserve.kv.outlet import Outlet
-from splitserve.kv.source_ticket import Answer, SourceTicket, mismatch, same_claim, verdict
+from splitserve.kv.source_ticket import Answer, SourceTicket, claim_digest, mismatch, verdict
 from splitserve.kv.ticket import Offer, TransferKey
 from splitserve.kv.transport import Transport, TransportError, WriteState
 
@@ -120,14 +120,14 @@ class SourceSide:
         if ticket.state is SourceState.ABSENT and len(self._ledger) - self.owed >= MOST_EARLY:
             self._outlet.dropped("register beyond the limit")
             return
-        if ticket.register is not None and not same_claim(ticket.register, message):
+        if ticket.claimed and ticket.claimed != claim_digest(message):
             self._claimed_before(ticket, message)
             return
         fault = mismatch(ticket.offer, message) if ticket.offer is not None else None
         if fault is not None and step(SOURCE, ticket.state, SourceEvent.REGISTER_MISMATCH):
             self._fire(ticket, SourceEvent.REGISTER_MISMATCH, now, fault)
             return
-        if ticket.register is None:
+        if not ticket.claimed:
             self._accept(ticket, sender, message, now)
         self._fire(ticket, SourceEvent.REGISTER, now, ticket.failure("unknown", "the claim came after the end"))
 
@@ -207,6 +207,8 @@ class SourceSide:
         for action in actions:
             self._act(ticket, action, now, answer)
         self._catch_up(ticket, now)
+        if ticket.state in FORGETTABLE:
+            ticket.shed()
 
     def _act(self, ticket: SourceTicket, action: SourceAction, now: float, answer: Answer | None) -> None:
         match action:
@@ -293,7 +295,7 @@ class SourceSide:
             self._fire(ticket, SourceEvent.DEADLINE, now, fault)
 
     def _accept(self, ticket: SourceTicket, sender: str, message: Register, now: float) -> None:
-        ticket.destination, ticket.register = sender, message
+        ticket.destination, ticket.register, ticket.claimed = sender, message, claim_digest(message)
         ticket.cursor.claim(message.first_block, message.blocks)
         in_bounds = 0 < message.deadline_s < LONGEST_CLAIM_S  # False for NaN too.
         ticket.expires_at = now + (message.deadline_s if in_bounds else LONGEST_CLAIM_S)

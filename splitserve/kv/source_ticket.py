@@ -3,7 +3,9 @@
 Owned by `source.py`, which alone changes a ticket.
 """
 
+from array import array
 from dataclasses import dataclass
+from hashlib import blake2b
 from math import inf
 
 from splitserve.core.worker import TransferStats
@@ -17,7 +19,7 @@ Answer = Done | Failed | Cancelled
 
 @dataclass(slots=True)
 class SourceTicket:
-    """`expires_at`: the claim's deadline, or the lease's end while HELD."""
+    """`expires_at`: the claim's deadline, or the lease's end while HELD. `claimed`: the digest of the accepted claim."""
 
     key: TransferKey
     cursor: Cursor
@@ -25,6 +27,7 @@ class SourceTicket:
     destination: str = ""
     offer: Offer | None = None
     register: Register | None = None
+    claimed: bytes = b""
     expires_at: float = inf
     answer: Answer | None = None
     in_flight: int = 0
@@ -52,6 +55,10 @@ class SourceTicket:
     def cancelled(self) -> Cancelled:
         return Cancelled(self.key.transfer_id, self.key.epoch)
 
+    def shed(self) -> None:
+        """It has ended, and thousands such are remembered: what answers a duplicate stays, the block tables go."""
+        self.register, self.cursor = None, Cursor(len(self.cursor.layers))
+
 
 def verdict(answer: Answer | None) -> tuple[str, str]:
     """Why a transfer ended without success: what to count, and a sentence. Both empty when it succeeded."""
@@ -65,9 +72,10 @@ def verdict(answer: Answer | None) -> tuple[str, str]:
     return "unknown", "the prefill ended without an offer"
 
 
-def same_claim(accepted: Register, message: Register) -> bool:
-    claims = ((claim.prompt_hash, claim.first_block, claim.blocks) for claim in (accepted, message))
-    return next(claims) == next(claims)
+def claim_digest(claim: Register) -> bytes:
+    """Equal for the repetition of a claim alone."""
+    table = array("q", (claim.first_block, *claim.blocks))
+    return blake2b(claim.prompt_hash + table.tobytes(), digest_size=16).digest()
 
 
 def mismatch(offer: Offer, register: Register) -> Failed | None:

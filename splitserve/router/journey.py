@@ -144,7 +144,7 @@ class Journey:
     def _ask(self) -> Ask:
         return Ask(
             need=Need(len(self._prompt) + len(self._output.token_ids), self._blame.avoid, self._blame.exclude),
-            job_prefix=f"{self._request.request_id}/{self._stopwatch.routes + 1}",
+            job_prefix=f"{self._transfer_id}/{self._stopwatch.routes + 1}",  # request ids come back, and other routers' too
             priority=self._request.priority,
             arrived_at=self._stopwatch.arrived_at,
             failed_with=self._blame.last,

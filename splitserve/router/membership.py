@@ -126,8 +126,9 @@ class Membership:
 
     # Jobs --------------------------------------------------------------------------------------------------------
     def send(self, uuid: str, job: Job, mailbox: Mailbox) -> None:
-        """Sends a job that was promised to this worker. If the worker is gone the mailbox hears that."""
-        if uuid not in self._attachments:
+        """Sends a job that was promised to this worker. If the worker is gone the mailbox hears that, also if it has
+        come back since: what it was promised then is forgotten."""
+        if not self._fleet.holds(uuid, job.job_id):
             mailbox.put(Lost(job.job_id, "it left before the job was sent"))
             return
         number = self._fleet.sent(uuid, job.job_id)

@@ -7,7 +7,7 @@ import asyncio
 import signal
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Self
 from uuid import uuid4
 
@@ -91,15 +91,14 @@ class Router:
         for status in self._membership.statuses():
             self._membership.leave(status.worker.uuid, "the router stops")
         self._watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._watcher
+        await asyncio.wait({self._watcher}, timeout=_GRACE_S)
         await self._server.stop(_GRACE_S)
         self._text.close()
 
     async def failed(self) -> None:
         """Returns only by raising what broke the watch over the fleet: without it lost workers go unnoticed."""
         assert self._watcher is not None
-        await self._watcher
+        await asyncio.shield(self._watcher)  # Whoever stops waiting for it does not end it.
 
     def status(self) -> FleetStatus:
         waiting = len(self._waiting)
@@ -138,7 +137,7 @@ async def serve_until_signal(router: Router) -> None:
     try:
         with _signals(first, second):
             await _first_of(first.wait(), router.failed())
-            await _first_of(router.drain(), second.wait())
+            await _first_of(router.drain(), second.wait(), router.failed())
     finally:
         await router.stop()
 

@@ -13,6 +13,7 @@ from splitserve.core.request import ChatMessage, GenerateRequest, SamplingParams
 MOST_STOP_STRINGS = 16
 MOST_LOGPROBS = 20
 LONGEST_ID = 256
+HOTTEST = 2  # vLLM takes no more
 PRIORITIES = range(-1000, 1001)
 SLO_CLASSES = ("standard",)
 _SEEDS = range(-(2**63), 2**63)
@@ -40,10 +41,7 @@ def check_prompt(request: GenerateRequest, token_ids: Sequence[int], limits: Lim
     """Returns the sampling parameters with `max_tokens` filled in."""
     field, most = _prompt_field(request.prompt), limits.max_tokens
     _check(bool(token_ids), field, "holds no token; a prompt needs one at least")
-    room = most - len(token_ids)
-    _check(
-        room >= 1, field, f"{len(token_ids)} tokens, and one to generate makes more than the {most} there is room for"
-    )
+    room = _room(token_ids, field, limits)
     asked = request.sampling.max_tokens
     _check(
         asked is None or asked <= room,
@@ -71,13 +69,23 @@ def _check_prompt(prompt: str | tuple[int, ...] | tuple[ChatMessage, ...], limit
     field = _prompt_field(prompt)
     _check(bool(prompt), field, "is empty; a prompt needs one token at least")
     if field == "token_ids.ids":
+        _room(prompt, field, limits)  # first: looking at each of millions would hold up every other request
         _check_token_ids(prompt, field, limits)
+
+
+def _room(token_ids: Sequence[object], field: str, limits: Limits) -> int:
+    """Tokens that may be generated after the prompt: one at least."""
+    room = limits.max_tokens - len(token_ids)
+    sentence = f"{len(token_ids)} tokens, and one to generate makes more than the {limits.max_tokens} there is room for"
+    _check(room >= 1, field, sentence)
+    return room
 
 
 def _check_token_ids(token_ids: Sequence[object], field: str, limits: Limits) -> None:
     for place, token in enumerate(token_ids):
-        inside = isinstance(token, int) and 0 <= token < limits.vocab_size
-        _check(inside, field, f"{token} at position {place} is outside the vocabulary of {limits.vocab_size} tokens")
+        if not (isinstance(token, int) and 0 <= token < limits.vocab_size):
+            sentence = f"{token} at position {place} is outside the vocabulary of {limits.vocab_size} tokens"
+            raise InvalidRequest(field, sentence)
 
 
 def _prompt_field(prompt: str | tuple[int, ...] | tuple[ChatMessage, ...]) -> str:
@@ -104,7 +112,8 @@ def _check_counts(sampling: SamplingParams) -> None:
 
 def _check_shape(sampling: SamplingParams) -> None:
     """NaN fails every comparison, infinity the upper bound."""
-    _check(0 <= sampling.temperature < math.inf, "sampling.temperature", f"{sampling.temperature} must be 0 or more")
+    heat = sampling.temperature
+    _check(0 <= heat <= HOTTEST, "sampling.temperature", f"{heat} must be within [0, {HOTTEST}]")
     _check(0 < sampling.top_p <= 1, "sampling.top_p", f"{sampling.top_p} must be above 0 and at most 1")
     _check(0 <= sampling.min_p <= 1, "sampling.min_p", f"{sampling.min_p} must be within [0, 1]")
     for name in ("presence_penalty", "frequency_penalty"):

@@ -125,6 +125,12 @@ class Fleet:
         member.unseen_effect = member.unseen_effect + held.effect
         member.granted = None
 
+    def holds(self, uuid: str, job_id: str) -> bool:
+        """Whether the job is promised to this worker or running there; not if the worker has left, or left and come
+        back."""
+        member = self._members.get(uuid)
+        return member is not None and job_id in member.held
+
     def sent(self, uuid: str, job_id: str) -> int:
         """The promised job goes out now; returns its number in the worker's stream."""
         member = self._members[uuid]

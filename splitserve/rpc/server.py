@@ -14,6 +14,7 @@ from splitserve.rpc.channel import message_limits
 
 _SHORTEST_CLIENT_PING_MS = 5_000
 _MOST_PENDING_CALLS = 1_000_000
+_LONGEST_PENDING_S = 600
 
 
 class Server:
@@ -68,6 +69,8 @@ def _options(max_message_mib: int) -> list[tuple[str, int]]:
         # gRPC cancels part of a burst of more than 1,000 calls; how many may wait is the router's own decision.
         ("grpc.server.max_pending_requests", _MOST_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING_CALLS),
+        # A call is taken up once per turn of the event loop; gRPC cancels what a busy loop has not got to in 30 s.
+        ("grpc.server_max_unrequested_time_in_server", _LONGEST_PENDING_S),
         ("grpc.so_reuseport", 0),  # with it a second router would bind the same port without a word
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _SHORTEST_CLIENT_PING_MS),

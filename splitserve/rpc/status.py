@@ -17,6 +17,7 @@ from splitserve.core import errors
 DETAILS_KEY = "grpc-status-details-bin"
 _DOMAIN = "splitserve"
 _RETRY_UNSAID_S = 1.0
+_MOST_SENTENCE_BYTES = 1024  # gRPC drops a status of more than 8 KiB, and a sentence goes into it up to three times
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def code_of(error: errors.SplitserveError) -> grpc.StatusCode:
 
 def to_status(error: errors.SplitserveError) -> status_pb2.Status:
     """The google.rpc.Status of an error."""
-    status = status_pb2.Status(code=code_of(error).value[0], message=str(error))
+    status = status_pb2.Status(code=code_of(error).value[0], message=_sentence_of(str(error)))
     for detail in _details(error):
         status.details.add().Pack(detail)
     return status
@@ -98,7 +99,7 @@ def from_status(status: status_pb2.Status, code: grpc.StatusCode) -> errors.Spli
 async def abort(context: grpc.aio.ServicerContext, error: errors.SplitserveError) -> NoReturn:
     """Ends the call with the error's status."""
     metadata = ((DETAILS_KEY, to_status(error).SerializeToString()),)
-    await context.abort(code_of(error), str(error), metadata)
+    await context.abort(code_of(error), _sentence_of(str(error)), metadata)
     raise AssertionError("abort returned")
 
 
@@ -114,8 +115,16 @@ def _details(error: errors.SplitserveError) -> Iterable[Message]:
         yield retry
 
 
+def _sentence_of(message: str) -> str:
+    """Sentences quote what a client sent, however long that is."""
+    encoded = message.encode(errors="replace")
+    if len(encoded) <= _MOST_SENTENCE_BYTES:
+        return message
+    return encoded[:_MOST_SENTENCE_BYTES].decode(errors="ignore") + " ..."
+
+
 def _violation(field: str, message: str) -> error_details_pb2.BadRequest:
-    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
+    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=_sentence_of(message))
     return error_details_pb2.BadRequest(field_violations=[violation])
 
 

@@ -1,5 +1,6 @@
 """Router and worker processes for the cluster tests: real ones, on free loopback ports."""
 
+import ipaddress
 import json
 import os
 import select
@@ -23,6 +24,7 @@ from splitserve.core.config import (
 )
 from splitserve.core.worker import Pool
 
+_LISTENS = "0A"  # in /proc/net/tcp
 READY_S = 300.0  # vLLM on two busy cores
 END_S = 20.0
 # Quick to notice a silent process, yet slow enough for two busy cores.
@@ -78,11 +80,32 @@ class Process:
         """Waits for its end; returns its exit code."""
         return self._popen.wait(END_S)
 
+    @property
+    def listens_on(self) -> set[str]:
+        """The hosts of the TCP sockets that this process listens on."""
+        sockets = {os.readlink(link) for link in Path(f"/proc/{self.pid}/fd").iterdir() if link.is_symlink()}
+        rows = [line.split() for kind in ("tcp", "tcp6") for line in _table_of(kind)]
+        return {_host(row[1]) for row in rows if row[3] == _LISTENS and f"socket:[{row[9]}]" in sockets}
+
     def close(self) -> None:
         if self._popen.poll() is None:
             self._popen.kill()
         self._popen.wait(END_S)
         os.close(self._reader)
+
+
+def _table_of(kind: str) -> list[str]:
+    return Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
+
+
+def _host(address: str) -> str:
+    """As the kernel writes it: words of 32 bits in the machine's byte order, then the port."""
+    words = bytes.fromhex(address.partition(":")[0])
+    swapped = b"".join(
+        words[at : at + 4][::-1] if sys.byteorder == "little" else words[at : at + 4] for at in range(0, len(words), 4)
+    )
+    host = ipaddress.ip_address(swapped)
+    return str(getattr(host, "ipv4_mapped", None) or host)
 
 
 class Cluster:

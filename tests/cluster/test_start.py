@@ -126,6 +126,11 @@ def test_a_worker_of_another_kv_layout_is_refused_with_the_field(
     assert "the fleet's is" in said
 
 
+def test_every_process_listens_on_loopback_alone_unless_told_otherwise(cluster: Cluster) -> None:
+    for process in (cluster.router, *cluster.workers.values()):
+        assert process.listens_on == {"127.0.0.1"}, process.name
+
+
 async def test_a_refused_worker_disturbs_nobody(cluster: Cluster, expected: Expected) -> None:
     refused_worker(cluster, served_model_name="other")
     async with AsyncClient(cluster.address) as client:

@@ -10,7 +10,7 @@ from splitserve.kv.shm import ShmTransport
 from splitserve.kv.transport import Region, Transport
 
 LAYERS, BLOCKS, BLOCK_BYTES = 2, 12, 4096
-KINDS = ("shm", "nixl")
+KINDS = ("shm", pytest.param("nixl", marks=pytest.mark.nixl))
 
 
 @dataclass

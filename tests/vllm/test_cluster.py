@@ -71,6 +71,12 @@ async def test_requests_of_many_lengths_at_once_are_each_exact(client: AsyncClie
     assert all(answer.timings.kv_bytes > 0 for answer in answers[1:])
 
 
+async def test_a_worker_listens_on_loopback_alone(cluster: Cluster, client: AsyncClient) -> None:
+    """Also NIXL, which would take every interface of the machine."""
+    for worker in cluster.workers.values():
+        assert worker.listens_on == {"127.0.0.1"}, worker.name
+
+
 async def test_kv_of_a_long_prompt_moves_while_it_is_read(client: AsyncClient) -> None:
     timings = (await ask(client, prompt_of(LONG, seed=1), greedy(4))).timings
     assert timings.kv_bytes_before_prefill_ended == timings.kv_bytes

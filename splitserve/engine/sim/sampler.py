@@ -121,6 +121,7 @@ def _uniform(context: Context) -> float:
 
 def _logprobs(ranking: Ranking, sampled: int, most: int) -> tuple[Logprob, ...]:
     """The sampled token first, then the likeliest `most`, without it, in order."""
-    normaliser = math.log(sum(math.exp(logit) for logit, _ in ranking))
+    best = ranking[0][0]  # taken off first: a strong penalty leaves nothing of exp
+    normaliser = best + math.log(sum(math.exp(logit - best) for logit, _ in ranking))
     every = [Logprob(token, logit - normaliser, rank) for rank, (logit, token) in enumerate(ranking, start=1)]
     return every[sampled], *(one for one in every[:most] if one.rank != sampled + 1)

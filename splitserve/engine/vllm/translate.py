@@ -7,6 +7,7 @@ from typing import Any
 
 from splitserve.core.request import Logprob, SamplingParams
 from splitserve.core.worker import DecodeJob, KvPeer
+from splitserve.kv.control import is_loopback
 
 GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15  # spreads the position of a resumed seeded request over the seed's bits
 LARGEST_SEED = 2**63 - 1
@@ -24,6 +25,8 @@ def prepare_environment(host: str) -> None:
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if is_loopback(host):
+        defaults["UCX_NET_DEVICES"] = "lo"  # else UCX listens on every interface
     if _torch_is_for_cpu():
         defaults["TORCHDYNAMO_DISABLE"] = "1"  # else the first logprobs call compiles C++ for 50 s
     for name, value in defaults.items():

@@ -5,7 +5,7 @@ that take their time or fail, processes that die. Random walks never break a saf
 import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -450,6 +450,33 @@ def test_a_register_after_the_end_hears_the_same_answer_again() -> None:
     assert isinstance(walk.to_destination[-1], Done)
     walk.exchange()
     assert dropped(walk) == {"destination done while ended": 1}
+
+
+def test_a_transfer_that_has_ended_keeps_no_block_tables() -> None:
+    """Thousands are remembered, and a long prompt has thousands of blocks."""
+    walk = pushing()
+    late = registration(walk)
+    finish(walk)
+    walk.end_prefill(KEY)
+    walk.exchange()
+    source, destination = walk.source._ledger.get(KEY), walk.destination._ledger.get(KEY)
+    assert source is not None
+    assert destination is not None
+    assert (source.register, source.cursor.table, destination.claim.blocks) == (None, (), ())
+    walk.source.on_register("decoder", replace(late, blocks=late.blocks[::-1]), walk.now)
+    assert isinstance(walk.to_destination[-1], Failed), "another claim under this ticket"
+    walk.source.on_register("decoder", late, walk.now)
+    assert isinstance(walk.to_destination[-1], Done), "a repetition of the claim"
+
+
+def test_a_used_ticket_offered_again_for_another_prompt_gives_its_blocks_back() -> None:
+    walk = pushing()
+    walk.end_prefill(KEY)
+    finish(walk)
+    assert walk.source_out.take().sent == [KEY]
+    walk.source.offer(Offer(KEY, DECODER, b"q" * 16, 1), walk.now)
+    walk.source.prefill_ended(KEY, walk.now, walk.now)
+    assert walk.source_out.take().sent == [KEY]
 
 
 def test_messages_of_another_worker_are_counted_and_change_nothing() -> None:

@@ -336,6 +336,39 @@ async def test_a_stale_attempts_tokens_are_ignored(stage: Stage) -> None:
     assert stage.token_ids == [10, 11, 12, 13]
 
 
+async def test_a_request_id_used_again_does_not_meet_the_jobs_of_its_first_use(stage: Stage) -> None:
+    """Nor those of another router: ids are the clients' to choose."""
+    decode = stage.worker("d0", Pool.DECODE)
+    call = stage.request(request_id="mine")
+    old = await decode.decode_job()
+    call.cancel()
+    await asyncio.wait({call})
+    again = stage.request(request_id="mine")
+    new = await decode.decode_job()
+    assert new.job_id != old.job_id
+    decode.fail(old, Failure.CANCELLED)
+    decode.finish(new, 10, 11, 12, 13)
+    assert (await ending(again)).timings.attempts == 1  # type: ignore[union-attr]
+
+
+async def test_in_pull_mode_a_decode_worker_that_left_and_came_back_is_not_sent_what_it_was_promised_before(
+    stage: Stage,
+) -> None:
+    prefill, decode = stage.pair(KvMode.PULL)
+    call = stage.request()
+    reading = await prefill.prefill_job()
+    decode.die()
+    back = ScriptedWorker(stage.membership, decode.info)
+    stage.workers.append(back)
+    prefill.sent_kv(reading)
+    prefill.sent_kv(await prefill.prefill_job())
+    back.finish(await back.decode_job(), 10, 11, 12, 13)
+    last = await ending(call)
+    assert stage.token_ids == [10, 11, 12, 13]
+    assert last.timings is not None
+    assert last.timings.attempts == 2
+
+
 async def test_without_any_worker_left_the_request_ends_with_the_reason(stage: Stage) -> None:
     decode = stage.worker("d0", Pool.DECODE)
     call = stage.request()

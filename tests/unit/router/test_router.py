@@ -204,6 +204,7 @@ async def test_a_stopped_router_ends_its_requests_by_name(serving: Router, clien
 async def test_the_first_signal_drains_and_the_second_ends(
     serving: Router, client: AsyncClient, worker: WiredWorker, number: int
 ) -> None:
+    await health_is(serving, health_pb2.HealthCheckResponse.SERVING)
     serve = asyncio.create_task(serve_until_signal(serving))
     answer = asyncio.create_task(collect(client))
     await worker.job()
@@ -215,6 +216,19 @@ async def test_the_first_signal_drains_and_the_second_ends(
         await serve
         with pytest.raises(Unavailable):
             await answer
+
+
+async def test_a_worker_that_falls_silent_while_the_router_drains_is_given_up() -> None:
+    async with router(heartbeat_timeout_s=0.3) as serving, AsyncClient(serving.address, NO_RETRIES) as client:
+        async with WiredWorker(serving.address, "d0", Pool.DECODE) as silent:
+            serve = asyncio.create_task(serve_until_signal(serving))
+            answer = asyncio.create_task(collect(client))
+            await silent.job()
+            os.kill(os.getpid(), signal.SIGTERM)
+            async with asyncio.timeout(WITHIN_S):
+                with pytest.raises(Unavailable, match="silent"):
+                    await answer
+                await serve
 
 
 # Operators ----------------------------------------------------------------------------------------------------------

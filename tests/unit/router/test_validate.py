@@ -19,7 +19,7 @@ GOOD = GenerateRequest("hello")
     [
         ("max_tokens", [0, -1]),
         ("min_tokens", [-1]),
-        ("temperature", [-0.1, math.nan, math.inf, -math.inf]),
+        ("temperature", [-0.1, 2.1, math.nan, math.inf, -math.inf]),
         ("top_p", [0.0, -0.5, 1.01, math.nan, math.inf]),
         ("top_k", [-2]),
         ("min_p", [-0.1, 1.1, math.nan]),
@@ -90,6 +90,23 @@ def test_a_prompt_must_leave_room_for_a_token() -> None:
     check_prompt(GOOD, [1] * 63, LIMITS)
     with pytest.raises(InvalidRequest, match=r"^text: 64 tokens"):
         check_prompt(GOOD, [1] * 64, LIMITS)
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_its_tokens_are_looked_at() -> None:
+    """Looking at millions of them would hold up every other request of the router."""
+    looked_at: list[object] = []
+
+    class Token(int):
+        def __ge__(self, other: int) -> bool:
+            looked_at.append(self)
+            return True
+
+    with pytest.raises(InvalidRequest, match="room for") as raised:
+        check_request(replace(GOOD, prompt=(Token(5),) * 64), LIMITS)
+    assert raised.value.field == "token_ids.ids"
+    assert not looked_at
+    check_request(replace(GOOD, prompt=(Token(5),) * 63), LIMITS)
+    assert len(looked_at) == 63
 
 
 def test_a_prompt_that_holds_no_token_is_empty() -> None:

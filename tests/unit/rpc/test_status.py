@@ -1,5 +1,7 @@
 """Every error has a status, and comes back from it."""
 
+from base64 import b64encode
+
 import grpc
 import pytest
 from google.rpc import code_pb2, status_pb2
@@ -56,6 +58,17 @@ def test_a_client_meets_the_error_that_the_router_raised(error: errors.Splitserv
     assert type(met) is type(error)
     assert str(met) == str(error)
     assert vars(met) == vars(error)
+
+
+@pytest.mark.parametrize("quoted", ["x", "é", "😀"])
+def test_a_sentence_that_quotes_too_much_is_cut_so_that_grpc_carries_it(quoted: str) -> None:
+    error = errors.InvalidRequest("model", quoted * 100_000)
+    met = from_rpc_error(failed(error))
+    assert isinstance(met, errors.InvalidRequest)
+    assert met.field == "model"
+    assert met.message.startswith(quoted * 100)
+    details = to_status(error).SerializeToString()
+    assert len(b64encode(details)) + 3 * len(to_status(error).message.encode()) < 8192  # percent-encoded at worst
 
 
 @pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)

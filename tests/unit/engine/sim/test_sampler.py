@@ -100,6 +100,12 @@ def test_logprobs_begin_with_the_sampled_token_and_fall() -> None:
     assert sum(math.exp(logprob.logprob) for logprob in everything) == pytest.approx(1.0)
 
 
+def test_a_penalty_of_any_strength_leaves_finite_logprobs_of_what_is_sampled() -> None:
+    for strength in (1e4, 1e300, 1.7e308):
+        sampling = SamplingParams(temperature=0, repetition_penalty=strength, logprobs=0)
+        assert sampled(sampling, prompt=WORDS.plain).logprobs[0].logprob == pytest.approx(0.0)
+
+
 def test_no_logprobs_are_made_unless_asked_for() -> None:
     assert sampled(GREEDY).logprobs == ()
     assert [logprob.token_id for logprob in sampled(SamplingParams(temperature=0, logprobs=0)).logprobs] == [BEST]
