@@ -1,7 +1,7 @@
 # Everything one does here. `make` lists the targets; each calls `install` first, which costs nothing the second time.
 #
 #   PYTHON       interpreter for .venv (default: python3.11; the lock is for 3.11)
-#   TORCH_INDEX  an extra package index for torch, such as https://download.pytorch.org/whl/cpu
+#   TORCH_INDEX  an extra package index for torch, such as PyTorch's index of CPU builds
 #   ENGINE       vllm or sim, for `make demo`
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -39,7 +39,7 @@ $(STAMP): $(LOCKS) pyproject.toml
 	@$(PIP) --no-deps $(foreach lock,$(LOCKS),-r $(lock))
 	@$(BIN)/python -c 'import torch; print("      torch", torch.__version__, "(CUDA build: works without a GPU, but is large)" if torch.version.cuda else "")' || \
 	  { echo "torch does not import (see above). On a machine without a GPU run:"; \
-	    echo "  make clean && make install TORCH_INDEX=https://download.pytorch.org/whl/cpu"; exit 1; }
+	    echo "  make clean && make install TORCH_INDEX=<PyTorch's index of CPU builds; its install page names it>"; exit 1; }
 	@echo "  3/3 splitserve"
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
@@ -56,18 +56,23 @@ define run_parts
 	done; printf "\nParts and their wall time:\n$$times"; exit $$status
 endef
 
-test: install ## Run every test but the slow ones (what CI runs)
+define run_static_checks
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted; run $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python proto/generate.py --check
+endef
+
+test: install ## Run the static checks of `check` and every test but the slow ones (what CI runs)
+	$(run_static_checks)
 	$(call run_parts,$(PARTS),not slow,--durations=15)
 
 test-slow: install ## Run the long fault, load and parallelism tests
 	$(call run_parts,$(SLOW_PARTS),slow,--durations=15)
 
 check: install ## Format, lint, types, import contracts, generated code, unit and simulated cluster tests (under two minutes)
-	@$(BIN)/ruff format --check --quiet . || { echo "not formatted; run $(BIN)/ruff format ."; exit 1; }
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python proto/generate.py --check
+	$(run_static_checks)
 	$(call run_parts,$(QUICK_PARTS),not slow and not vllm and not nixl,--quiet)
 
 proto: install ## Generate splitserve/rpc/gen from proto/

@@ -70,7 +70,7 @@ def first_difference(split: Served, whole: Served) -> str | None:
 
 async def _both(console: "Console", engine: str, model: str, max_tokens: int) -> tuple[list[Served], list[Served]]:
     prompts = json.loads(PROMPTS.read_text())
-    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, repetition_penalty=1.2)  # a tiny model loops
     console.rule("1 prefill worker + 1 decode worker")
     split = await _serve(console, _cluster(engine, model, prefill=1), prompts, sampling)
     console.print(results_table(split))

@@ -110,6 +110,8 @@ class ConsoleVoice:
             case Ended():
                 self._waiting.pop(event.name, None)
                 self._say_ended(event)
+        if not self._serving and not self._console.is_terminal:
+            self._say_line(event)
         names = ", ".join(self._waiting) or "workers"
         self._status.update(f"waiting for {names} (a worker imports its engine, loads the model and warms up)")
 
@@ -127,6 +129,13 @@ class ConsoleVoice:
 
     def draining(self, drain_s: float) -> None:
         self._console.print(f"Draining: finishing requests, at most {drain_s:.0f} s. Ctrl-C again stops at once.")
+
+    def _say_line(self, event: Event) -> None:
+        """Progress where no spinner can turn."""
+        if isinstance(event, Started | Ready):
+            self._console.print(
+                f"{event.name}: {'starting' if isinstance(event, Started) else 'ready'}", highlight=False
+            )
 
     def _say_back(self, event: Ready) -> None:
         if event.name in self._ended:

@@ -19,7 +19,7 @@ Answer = Done | Failed | Cancelled
 
 @dataclass(slots=True)
 class SourceTicket:
-    """`expires_at`: the claim's deadline, or the lease's end while HELD. `claimed`: the digest of the accepted claim."""
+    """`expires_at`: the claim's deadline, or the lease's end while HELD. `claimed`: digest of the accepted claim."""
 
     key: TransferKey
     cursor: Cursor

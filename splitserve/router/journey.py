@@ -142,9 +142,10 @@ class Journey:
         return await self._around.text.token_ids(said) if said else tuple(t for t in prompt if isinstance(t, int))
 
     def _ask(self) -> Ask:
+        """Jobs are not named by the request id: a client may use it again, here or at another router."""
         return Ask(
             need=Need(len(self._prompt) + len(self._output.token_ids), self._blame.avoid, self._blame.exclude),
-            job_prefix=f"{self._transfer_id}/{self._stopwatch.routes + 1}",  # request ids come back, and other routers' too
+            job_prefix=f"{self._transfer_id}/{self._stopwatch.routes + 1}",
             priority=self._request.priority,
             arrived_at=self._stopwatch.arrived_at,
             failed_with=self._blame.last,

@@ -83,7 +83,7 @@ class Process:
     @property
     def listens_on(self) -> set[str]:
         """The hosts of the TCP sockets that this process listens on."""
-        sockets = {os.readlink(link) for link in Path(f"/proc/{self.pid}/fd").iterdir() if link.is_symlink()}
+        sockets = {str(link.readlink()) for link in Path(f"/proc/{self.pid}/fd").iterdir() if link.is_symlink()}
         rows = [line.split() for kind in ("tcp", "tcp6") for line in _table_of(kind)]
         return {_host(row[1]) for row in rows if row[3] == _LISTENS and f"socket:[{row[9]}]" in sockets}
 

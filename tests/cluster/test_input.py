@@ -1,5 +1,6 @@
 """Bad input over gRPC: the status code, and the field in the details, whatever the field."""
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from splitserve.client import AsyncClient
 from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 from tests.cluster.asking import ask, prompt_of, settled
+from tests.cluster.conftest import Expected
 from tests.cluster.processes import Cluster, cluster_of
 
 DETAILS = "grpc-status-details-bin"
@@ -27,11 +29,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def stub(cluster: Cluster) -> AsyncIterator[Any]:
-    """After each refusal the cluster serves as before, and nothing is held."""
+    """After each refusal nothing is held."""
     async with grpc.aio.insecure_channel(cluster.address) as channel:
         yield inference_pb2_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
     async with AsyncClient(cluster.address) as client:
-        assert len((await ask(client, prompt_of(20))).token_ids) == 32
         await settled(client, 2)
 
 
@@ -49,7 +50,7 @@ def sampling(**fields: Any) -> dict[str, Any]:
     return {"token_ids": IDS, "sampling": inference_pb2.SamplingParams(**fields)}
 
 
-BAD = [
+BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "prompt"),
     ({"text": ""}, "text"),
     ({"token_ids": inference_pb2.TokenIds()}, "token_ids.ids"),
@@ -106,6 +107,21 @@ async def test_bad_input_is_refused_with_the_field_and_a_sentence(
     assert refused.value.code() is INVALID
     assert field in _fields(refused.value)
     assert str(refused.value.details()).startswith(f"{field}: ")
+
+
+async def test_bad_input_disturbs_nobody(cluster: Cluster, stub: Any, expected: Expected) -> None:
+    async def refused(request_fields: dict[str, Any]) -> grpc.StatusCode:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            async for _ in stub.Generate(inference_pb2.GenerateRequest(**request_fields)):
+                pass
+        return error.value.code()
+
+    async with AsyncClient(cluster.address) as client, asyncio.TaskGroup() as tasks:
+        good = [tasks.create_task(ask(client, prompt_of(300, seed=number))) for number in range(4)]
+        bad = [tasks.create_task(refused(request_fields)) for request_fields, _ in BAD]
+    assert {task.result() for task in bad} == {INVALID}
+    for number, task in enumerate(good):
+        assert task.result().same_as(await expected(prompt_of(300, seed=number)))
 
 
 async def test_an_unknown_model_is_not_found(stub: Any) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import statistics
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,19 @@ from tests.cluster.processes import ROUTER, Cluster, Process, cluster_of
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STREAMS = 2000
-ROUNDS = 4
+ROUNDS = 6
 COMPARED = 50  # with the oracle; each is compared with itself in the other round
 OPEN_WITHIN_S = 300.0
 UNREAD_TOKENS = 1000  # of streams that are cut off: far from done when they are
-# Room for all of them at once, in either decode worker: none has to wait for another's end.
-ENGINE = SimSettings(total_blocks=STREAMS * (UNREAD_TOKENS // 16 + 8), max_num_seqs=STREAMS, step_s=0.005)
+# Room for all of them at once, in either decode worker: none has to wait for another's end. Steps so slow that the
+# router keeps up: beyond about 10,000 tokens a second it takes up new calls slowly.
+ENGINE = SimSettings(total_blocks=STREAMS * (UNREAD_TOKENS // 16 + 8), max_num_seqs=STREAMS, step_s=0.3)
 # Two busy cores and 2,000 streams must not look like a dead worker or a stuck one.
 PATIENT = ROUTER.model_copy(update={"heartbeat_timeout_s": 60.0, "inter_token_deadline_s": 300.0})
-# Of the router from one round to the next: half a KiB a stream. One round may grow more, where its streams pile up
-# higher than before and the allocator keeps the room; what each stream leaves behind shows in every round.
-MOST_GROWTH_KIB = 1024
+# Of the router from one round to the next: 2 KiB a stream, less than its prompt and journey take. A round may grow
+# more, where streams pile up higher than before and the allocator keeps the room; what each stream leaves behind shows
+# in every round.
+MOST_GROWTH_KIB = 2 * STREAMS
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +106,7 @@ async def test_two_thousand_streams_at_once_are_whole_and_leave_nothing_behind(
         held_kib.append(resident_kib(cluster.router))
     oracle = [await expected(prompt, greedy(tokens)) for prompt, tokens in map(wish, range(COMPARED))]
     assert first[:COMPARED] == [answer.token_ids for answer in oracle]
-    growth_kib = [after - before for before, after in zip(held_kib, held_kib[1:], strict=False)]
+    growth_kib = [after - before for before, after in pairwise(held_kib)]
     assert statistics.median(growth_kib) <= MOST_GROWTH_KIB, f"after each round the router holds {held_kib} KiB"
 
 

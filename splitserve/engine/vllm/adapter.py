@@ -7,6 +7,7 @@ stop strings are the work of vLLM's own detokeniser, run here so that a resumed 
 import json
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -81,6 +82,7 @@ class VllmEngine:
         self._told = threading.Condition()  # the connector reported something
         self._free = Free(0)
         self._broken: Exception | None = None
+        self._running = ExitStack()  # what `close` ends, however far `start` came
         self._held = Held(0, 0)
 
     def start(self, on_deltas: OnDeltas) -> EngineInfo:
@@ -92,8 +94,10 @@ class VllmEngine:
         on_cpu = current_platform.is_cpu()
         in_process = on_cpu and self._settings.tensor_parallel_size * self._settings.pipeline_parallel_size == 1
         self._bridge = AdapterEnd(self._on_connector)
+        self._running.callback(self._bridge.close)
         arguments = self._engine_arguments(on_cpu, in_process)
         self._runner: Runner = start_runner(arguments, in_process, self._cpu_core, self._on_outputs, self._on_broken)
+        self._running.callback(self._runner.stop)
         self._tokenizer = tokenizer(str(self._model.path))
         self._max_model_len = self._runner.vllm_config.model_config.max_model_len
         self._warm_up()
@@ -118,8 +122,7 @@ class VllmEngine:
         return EngineLoad(self._free.blocks, self._held.pinned_blocks, self._held.quarantined_blocks)
 
     def close(self) -> None:
-        self._runner.stop()
-        self._bridge.close()
+        self._running.close()
 
     def _warm_up(self) -> None:
         ended: SimpleQueue[Delta] = SimpleQueue()

@@ -5,8 +5,9 @@ that take their time or fail, processes that die. Random walks never break a saf
 import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -456,14 +457,14 @@ def test_a_transfer_that_has_ended_keeps_no_block_tables() -> None:
     """Thousands are remembered, and a long prompt has thousands of blocks."""
     walk = pushing()
     late = registration(walk)
-    finish(walk)
+    walk.chunk(KEY, PROMPT_BLOCKS)
     walk.end_prefill(KEY)
-    walk.exchange()
+    finish(walk)
     source, destination = walk.source._ledger.get(KEY), walk.destination._ledger.get(KEY)
     assert source is not None
     assert destination is not None
     assert (source.register, source.cursor.table, destination.claim.blocks) == (None, (), ())
-    walk.source.on_register("decoder", replace(late, blocks=late.blocks[::-1]), walk.now)
+    walk.source.on_register("decoder", msgspec.structs.replace(late, blocks=late.blocks[::-1]), walk.now)
     assert isinstance(walk.to_destination[-1], Failed), "another claim under this ticket"
     walk.source.on_register("decoder", late, walk.now)
     assert isinstance(walk.to_destination[-1], Done), "a repetition of the claim"

@@ -358,11 +358,10 @@ async def test_in_pull_mode_a_decode_worker_that_left_and_came_back_is_not_sent_
     call = stage.request()
     reading = await prefill.prefill_job()
     decode.die()
-    back = ScriptedWorker(stage.membership, decode.info)
-    stage.workers.append(back)
+    stage.workers.remove(decode)
+    stage.workers.append(ScriptedWorker(stage.membership, decode.info))
     prefill.sent_kv(reading)
-    prefill.sent_kv(await prefill.prefill_job())
-    back.finish(await back.decode_job(), 10, 11, 12, 13)
+    prefill.finish(await prefill.decode_job(), 10, 11, 12, 13)
     last = await ending(call)
     assert stage.token_ids == [10, 11, 12, 13]
     assert last.timings is not None

@@ -118,6 +118,7 @@ async def test_too_many_waiting_requests_are_told_when_to_come_back() -> None:
         WiredWorker(serving.address, "d0", Pool.DECODE) as worker,
     ):
         worker.report(free_sequences=0)
+        await _until_full(client)
         first = asyncio.create_task(collect(client))
         await _until_waiting(client, 1)
         with pytest.raises(Overloaded) as raised:
@@ -219,16 +220,19 @@ async def test_the_first_signal_drains_and_the_second_ends(
 
 
 async def test_a_worker_that_falls_silent_while_the_router_drains_is_given_up() -> None:
-    async with router(heartbeat_timeout_s=0.3) as serving, AsyncClient(serving.address, NO_RETRIES) as client:
-        async with WiredWorker(serving.address, "d0", Pool.DECODE) as silent:
-            serve = asyncio.create_task(serve_until_signal(serving))
-            answer = asyncio.create_task(collect(client))
-            await silent.job()
-            os.kill(os.getpid(), signal.SIGTERM)
-            async with asyncio.timeout(WITHIN_S):
-                with pytest.raises(Unavailable, match="silent"):
-                    await answer
-                await serve
+    async with (
+        router(heartbeat_timeout_s=0.3) as serving,
+        AsyncClient(serving.address, NO_RETRIES) as client,
+        WiredWorker(serving.address, "d0", Pool.DECODE) as silent,
+    ):
+        serve = asyncio.create_task(serve_until_signal(serving))
+        answer = asyncio.create_task(collect(client))
+        await silent.job()
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(WITHIN_S):
+            with pytest.raises(Unavailable, match="silent"):
+                await answer
+            await serve
 
 
 # Operators ----------------------------------------------------------------------------------------------------------
@@ -284,4 +288,11 @@ async def _last(client: AsyncClient, prompt: str, sampling: SamplingParams = FOU
 async def _until_waiting(client: AsyncClient, count: int) -> None:
     async with asyncio.timeout(WITHIN_S):
         while (await client.fleet()).waiting_requests != count:
+            continue
+
+
+async def _until_full(client: AsyncClient) -> None:
+    """Until the worker's report has come."""
+    async with asyncio.timeout(WITHIN_S):
+        while (await client.fleet()).workers[0].load.free_sequences:
             continue
