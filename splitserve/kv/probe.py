@@ -6,8 +6,6 @@ import errno
 import select
 import socket
 
-_REFUSED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET})
-
 
 class Probe:
     """One attempt to connect. Read `finished`, then `refused`, then `close`."""
@@ -37,7 +35,7 @@ class Probe:
 
     @property
     def refused(self) -> bool:
-        return self._code in _REFUSED
+        return self._code == errno.ECONNREFUSED
 
     def close(self) -> None:
         self._connection.close()

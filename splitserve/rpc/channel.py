@@ -33,6 +33,7 @@ def _options(max_message_mib: int) -> list[tuple[str, int]]:
         *message_limits(max_message_mib),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),  # what a stopped peer meets; a minute unless said
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_reconnect_backoff_ms", _LONGEST_RECONNECT_MS),
         ("grpc.enable_http_proxy", 0),
