@@ -7,7 +7,7 @@ from splitserve.client import AsyncClient
 from splitserve.core.config import SimSettings
 from splitserve.core.fleet import FleetStatus
 from splitserve.core.worker import Pool
-from tests.cluster.asking import ask, eventually, greedy, prompt_of, settled
+from tests.cluster.asking import WAIT_S, ask, eventually, greedy, prompt_of, settled
 from tests.cluster.conftest import Expected
 from tests.cluster.processes import ROUTER, Cluster, Process, cluster_of
 
@@ -67,8 +67,12 @@ async def test_two_full_soft_role_workers_never_wait_for_each_other(tmp_path: Pa
     with cluster_of(tmp_path, prefill=1, decode=1, engine=TIGHT) as cluster:
         async with AsyncClient(cluster.address) as client:
             prompts = [prompt_of(180 + number, seed=number) for number in range(24)]
-            halves = [asyncio.create_task(ask(client, prompt, greedy(40))) for prompt in prompts[:12]]
-            await _busy(client)
+            streaming = asyncio.Event()
+            halves = [
+                asyncio.create_task(ask(client, prompt, greedy(40), lambda tokens: streaming.set()))
+                for prompt in prompts[:12]
+            ]
+            await asyncio.wait_for(streaming.wait(), WAIT_S)
             await client.set_pool("prefill-0", Pool.DECODE)
             await client.set_pool("decode-0", Pool.PREFILL)
             halves += [asyncio.create_task(ask(client, prompt, greedy(40))) for prompt in prompts[12:]]
