@@ -5,5 +5,5 @@
                             ├── layout.py     which bytes go where
                             └── transport.py  moves them: shm.py (simulated engine, tests), nixl.py (real)
 
-`connector.py` fits it into vLLM; `engine/sim.py` uses it as it is.
+`connector` fits it into vLLM; `engine/sim` uses it as it is.
 """

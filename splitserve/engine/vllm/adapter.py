@@ -238,7 +238,7 @@ class VllmEngine:
         source = isinstance(job, PrefillJob)
         if self._kv.mode is KvMode.PULL:
             return {"do_remote_decode": True} if source else dict(json.loads(job.ticket.handover))
-        from splitserve.kv.connector import DESTINATION, SOURCE, ticket_params
+        from splitserve.kv.connector.scheduler import DESTINATION, SOURCE, ticket_params
 
         return ticket_params(job.ticket, SOURCE if source else DESTINATION, job.deadline_s)
 

@@ -1,0 +1,157 @@
+"""splitserve's KV connectors for vLLM: layer-wise push, and the stock pull.
+
+vLLM builds two halves, often in different processes, and calls both on its step thread. `scheduler.py` watches requests
+and writes what a step needs into `StepMetadata`; `worker.py` holds the tensors. The classes here only forward to them.
+This package and `engine/vllm` are the only ones that import vLLM.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+    SupportsHMA,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPullConnector
+
+from splitserve.core.config import KvTransferSettings
+from splitserve.kv.bridge import ConnectorEnd, Free
+from splitserve.kv.connector.scheduler import SchedulerHalf, StepMetadata
+from splitserve.kv.connector.worker import WorkerHalf
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+
+class _BlockReports:
+    """Scheduler half of both connectors: tells the adapter how many blocks are free, also after the last step."""
+
+    _pool: "BlockPool | None" = None
+    _reports: ConnectorEnd | None = None
+    _told = -1
+
+    def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
+        self._pool = gpu_block_pool
+
+    def _open_reports(self, vllm_config: "VllmConfig") -> None:
+        self._reports = ConnectorEnd(vllm_config.kv_transfer_config.get_from_extra_config("bridge", ""))
+
+    def _report_free(self) -> None:
+        assert self._pool is not None
+        assert self._reports is not None
+        free = self._pool.get_num_free_blocks()
+        if free != self._told:
+            self._told = free
+            self._reports.tell(Free(free))
+
+    @property
+    def _unreported(self) -> bool:
+        return self._pool is not None and self._pool.get_num_free_blocks() != self._told
+
+
+class PushConnector(_BlockReports, KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+    """Layer-wise push (kv_transfer.mode: push)."""
+
+    def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        extra = vllm_config.kv_transfer_config.get_from_extra_config
+        block_size = vllm_config.cache_config.block_size
+        if role == KVConnectorRole.SCHEDULER:
+            self._scheduler = SchedulerHalf(block_size)
+            self._open_reports(vllm_config)
+        else:
+            settings = KvTransferSettings.model_validate(extra("settings", {}))
+            uuid, fingerprint, bridge = (extra(name, "") for name in ("uuid", "fingerprint", "bridge"))
+            self._worker = WorkerHalf(settings, uuid, fingerprint, block_size, bridge)
+
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: "VllmConfig") -> str:
+        return "LBHNC"  # heads outside tokens: one block of one layer is one run of bytes
+
+    # Scheduler half
+    def on_new_request(self, request: "Request") -> None:
+        self._scheduler.admit(request)
+
+    def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int, bool]:
+        return self._scheduler.external_tokens(request, num_computed_tokens)
+
+    def update_state_after_alloc(self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int) -> None:
+        self._scheduler.claim(request, blocks, num_external_tokens)
+
+    def get_loaded_kv_cache_group_ids(self, request: "Request") -> tuple[int, ...]:
+        groups: tuple[int, ...] = self._kv_cache_config.transfer_group_ids
+        return groups
+
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> StepMetadata:
+        self._report_free()
+        return self._scheduler.step(scheduler_output)
+
+    def request_finished(self, request: "Request", block_ids: list[int]) -> tuple[bool, None]:
+        return self._scheduler.finish(request), None
+
+    def request_finished_all_groups(self, request: "Request", block_ids: tuple[list[int], ...]) -> tuple[bool, None]:
+        return self._scheduler.finish(request), None
+
+    def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        self._scheduler.reported(connector_output)
+
+    def has_pending_push_work(self) -> bool:
+        return self._scheduler.busy or self._unreported
+
+    # Worker half
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        self._worker.register(kv_caches)
+
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        self._worker.begin(connector_metadata)
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        self._worker.drain(kv_connector_metadata)
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        self._worker.save(self._get_connector_metadata(), layer_name)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Nothing to start: sources write on their own."""
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing to wait for: a request runs only after all its KV is there."""
+
+    def wait_for_save(self) -> None:
+        self._worker.settle(self._get_connector_metadata())
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        return self._worker.results()
+
+    def shutdown(self) -> None:
+        if self.role == KVConnectorRole.WORKER:
+            self._worker.close()
+        elif self._reports is not None:
+            self._reports.close()
+
+
+class PullConnector(_BlockReports, NixlPullConnector):  # type: ignore[misc]
+    """vLLM's stock pull connector (kv_transfer.mode: pull), which also reports free blocks."""
+
+    def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._extra = vllm_config.kv_transfer_config.get_from_extra_config
+        if role == KVConnectorRole.SCHEDULER:
+            self._open_reports(vllm_config)
+
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
+        self._report_free()
+        return super().build_connector_meta(scheduler_output)
+
+    def has_pending_push_work(self) -> bool:
+        return super().has_pending_push_work() or self._unreported
