@@ -73,7 +73,7 @@ test-slow: install ## Run the long fault, load and parallelism tests
 
 check: install ## Format, lint, types, import contracts, generated code, unit and simulated cluster tests (under two minutes)
 	$(run_static_checks)
-	$(call run_parts,$(QUICK_PARTS),not slow and not vllm and not nixl,--quiet)
+	$(call run_parts,$(QUICK_PARTS),not slow and not vllm and not nixl,--quiet -n 2 --dist loadfile)
 
 proto: install ## Generate splitserve/rpc/gen from proto/
 	@$(BIN)/python proto/generate.py
