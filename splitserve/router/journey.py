@@ -17,6 +17,7 @@ from splitserve.core.deadline import Deadline
 from splitserve.core.errors import DeadlineExceeded, SplitserveError
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import ChatMessage, Chunk, GenerateRequest, Usage
+from splitserve.core.worker import Failure
 from splitserve.router.attempt import Attempt, Setback, Work
 from splitserve.router.membership import Membership
 from splitserve.router.output import Output
@@ -27,6 +28,8 @@ from splitserve.router.validate import Limits, check_prompt, check_request
 from splitserve.router.waiting import Ask, Binding, WaitingRequests
 from splitserve.routing.policy import Need
 from splitserve.telemetry.metrics import RouterMetrics
+
+_MOST_BROKEN_ENGINES = 2  # a request that breaks engines must not go through the whole fleet
 
 Send = Callable[[Chunk], Awaitable[None]]
 
@@ -50,11 +53,13 @@ class _Blame:
     avoid: frozenset[str] = frozenset()
     exclude: frozenset[str] = frozenset()
     failures: int = 0
+    broken_engines: int = 0
     last: SplitserveError | None = None
 
     def take(self, setback: Setback) -> None:
         self.last = setback.error
         self.failures += setback.counts
+        self.broken_engines += setback.reason == Failure.ENGINE.value
         if setback.counts and setback.worker is not None:
             self.avoid |= {setback.worker}
         if setback.silent and setback.worker is not None:
@@ -112,7 +117,8 @@ class Journey:
         if self._output.finish_reason is not None:
             return
         check_resumable(self._sampling, output, setback.error)
-        if self._blame.failures >= self._around.config.max_attempts:
+        most = self._around.config.max_attempts
+        if self._blame.failures >= most or self._blame.broken_engines >= min(most, _MOST_BROKEN_ENGINES):
             raise setback.error
         if output and setback.counts:
             self._around.metrics.resumed()

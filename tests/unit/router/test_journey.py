@@ -302,6 +302,15 @@ async def test_an_engine_that_fails_is_avoided_and_named_when_nothing_else_helps
     stage.close()
 
 
+async def test_a_request_that_breaks_engines_does_not_go_through_the_whole_fleet(stage: Stage) -> None:
+    workers = [stage.worker(f"d{number}", Pool.DECODE) for number in range(4)]
+    call = stage.request()
+    for worker in workers[:2]:
+        worker.fail(await worker.decode_job(), Failure.ENGINE)
+    assert isinstance(await failure(call), EngineError)
+    assert all(worker.idle for worker in workers[2:])
+
+
 async def test_what_a_worker_finds_wrong_with_the_request_is_the_clients_to_hear(stage: Stage) -> None:
     decode = stage.worker("d0", Pool.DECODE)
     call = stage.request()
