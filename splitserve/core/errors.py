@@ -77,3 +77,9 @@ class ConfigError(SplitserveError):
         super().__init__(f"{path}: {message}")
         self.path = path
         self.message = message
+
+
+def first_of(group: BaseExceptionGroup[Exception]) -> Exception:
+    """What a TaskGroup's failure began with. Groups nest; this is the first leaf."""
+    first = group.exceptions[0]
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first

@@ -5,7 +5,14 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from splitserve.core.errors import DeadlineExceeded, InvalidRequest, JoinRefused, SplitserveError, Unavailable
+from splitserve.core.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    JoinRefused,
+    SplitserveError,
+    Unavailable,
+    first_of,
+)
 from splitserve.core.worker import WorkerInfo
 from splitserve.router.membership import (
     Attachment,
@@ -78,7 +85,7 @@ class FleetService(worker_pb2_grpc.FleetServicer):
                 for task in others:
                     task.cancel()
         except* SplitserveError as group:
-            raise _first(group) from group
+            raise first_of(group) from group
 
     async def _listen(self, uuid: str, messages: AsyncIterator[worker_pb2.WorkerMessage]) -> None:
         async for message in messages:
@@ -113,12 +120,6 @@ async def _given_up(attachment: Attachment) -> None:
     """A stopped worker reads nothing: its stream is ended beside whatever waits to be written to it."""
     await attachment.gone.wait()
     raise Unavailable(f"this router gave the worker up: {attachment.gone_reason}; attach again")
-
-
-def _first(group: BaseExceptionGroup[SplitserveError]) -> SplitserveError:
-    """TaskGroup and except* nest: the first leaf."""
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _to_proto(order: Order) -> worker_pb2.RouterMessage:

@@ -20,6 +20,7 @@ prefill, unless there is only one.
 from dataclasses import dataclass, replace
 
 from splitserve.core.worker import DecodeJob, Failure, Job, Load, Pool, PrefillJob
+from splitserve.kv.layout import blocks_for
 
 PREFILL_STEPS_AHEAD = 2  # prompt tokens accepted ahead of the engine, in steps: one runs, one is ready
 
@@ -33,7 +34,7 @@ class Limits:
 
     @classmethod
     def of(cls, total_blocks: int, max_model_len: int, block_size: int) -> "Limits":
-        return cls(total_blocks, min(blocks_of(max_model_len, block_size), -(-total_blocks // 2)))
+        return cls(total_blocks, min(blocks_for(max_model_len, block_size), -(-total_blocks // 2)))
 
     @property
     def parked_limit(self) -> int:
@@ -51,14 +52,9 @@ class Refusal:
 
 
 # One rule for prediction and decision ---------------------------------------------------------------------------------
-def blocks_of(tokens: int, block_size: int) -> int:
-    """Blocks that `tokens` take, the last one perhaps partly filled."""
-    return -(-tokens // block_size)
-
-
 def decode_blocks(tokens: int, block_size: int) -> int:
     """Blocks that a decode starts with: its context and the first token it makes."""
-    return blocks_of(tokens + 1, block_size)
+    return blocks_for(tokens + 1, block_size)
 
 
 def fits_prefill(load: Load, tokens: int, block_size: int) -> bool:
@@ -75,7 +71,7 @@ def after_prefill(load: Load, tokens: int, block_size: int) -> Load:
     """The load once it has taken a prefill."""
     return replace(
         load,
-        free_blocks=max(0, load.free_blocks - blocks_of(tokens, block_size)),
+        free_blocks=max(0, load.free_blocks - blocks_for(tokens, block_size)),
         prefill_tokens=load.prefill_tokens + tokens,
         running=load.running + 1,
     )
@@ -95,7 +91,7 @@ def after_decode(load: Load, tokens: int, block_size: int, waits_for_kv: bool) -
 
 
 def _prefill_obstacle(load: Load, tokens: int, block_size: int) -> str | None:
-    return _common_obstacle(load, blocks_of(tokens, block_size)) or _no_prefill_slot(load)
+    return _common_obstacle(load, blocks_for(tokens, block_size)) or _no_prefill_slot(load)
 
 
 def _decode_obstacle(load: Load, tokens: int, block_size: int, waits_for_kv: bool) -> str | None:
@@ -174,7 +170,7 @@ class Capacity:
         held = self._jobs[job_id]
         held.parked, held.to_compute = False, 0
         held.tokens += tokens
-        held.blocks = max(held.blocks, blocks_of(held.tokens, self._block_size))
+        held.blocks = max(held.blocks, blocks_for(held.tokens, self._block_size))
         self._produced += tokens
 
     def ended(self, job_id: str) -> None:
@@ -241,7 +237,7 @@ class Capacity:
     def _held(self, job: Job) -> _Held:
         tokens = context_tokens(job)
         if isinstance(job, PrefillJob):
-            return _Held(True, False, tokens, blocks_of(tokens, self._block_size), tokens)
+            return _Held(True, False, tokens, blocks_for(tokens, self._block_size), tokens)
         parked = job.ticket is not None
         return _Held(False, parked, tokens, decode_blocks(tokens, self._block_size), 0 if parked else tokens)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from splitserve.core.fleet import Health
 from splitserve.core.worker import Pool
-from splitserve.routing.admission import Limits, blocks_of, decode_blocks, fits_decode, fits_prefill
+from splitserve.kv.layout import blocks_for
+from splitserve.routing.admission import Limits, decode_blocks, fits_decode, fits_prefill
 from splitserve.routing.fleet import Candidate
 
 _LEAST_TOKENS_TO_MOVE = (
@@ -96,7 +97,7 @@ def _can_move(prefill: Candidate, decode: Candidate, tokens: int) -> bool:
     return (
         tokens >= _LEAST_TOKENS_TO_MOVE
         and prefill.info.kv == decode.info.kv
-        and blocks_of(tokens, block_size) <= _limits(prefill).reserve
+        and blocks_for(tokens, block_size) <= _limits(prefill).reserve
         and decode_blocks(tokens, block_size) <= _limits(decode).parked_limit
     )
 

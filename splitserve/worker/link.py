@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from splitserve.core.errors import ConfigError, InvalidRequest, JoinRefused, Unavailable
+from splitserve.core.errors import ConfigError, InvalidRequest, JoinRefused, Unavailable, first_of
 from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, WorkerInfo
 from splitserve.rpc import convert
 from splitserve.rpc.channel import open_channel
@@ -142,7 +142,7 @@ class RouterLink:
         try:
             await self._exchange(call, welcome.heartbeat_interval_s)
         except ExceptionGroup as group:
-            raise _first(group) from group
+            raise first_of(group) from group
         finally:
             self._host.lost(self._address)
 
@@ -227,8 +227,3 @@ def _meaning(error: Exception) -> Exception:
         return Unavailable(f"the router ended the stream: {error}")
     meant = from_rpc_error(error)
     return meant if isinstance(meant, JoinRefused) else Unavailable(f"{error.code().name}: {meant}")
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

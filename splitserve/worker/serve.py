@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from splitserve.core.config import WorkerConfig
-from splitserve.core.errors import EngineError
+from splitserve.core.errors import EngineError, first_of
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, WorkerInfo
 from splitserve.engine.protocol import Engine, EngineInfo
@@ -100,7 +100,7 @@ class Worker:
                 if self._fault is not None:
                     raise self._fault
         except ExceptionGroup as group:
-            raise _first(group) from group
+            raise first_of(group) from group
 
     # The engine's news -----------------------------------------------------------------------------------------------
     def _from_engine(self, deltas: Sequence[Delta]) -> None:
@@ -237,9 +237,3 @@ def _signals(drain: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    """TaskGroups nest: the first leaf."""
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -12,7 +12,6 @@ from splitserve.routing.admission import (
     Refusal,
     after_decode,
     after_prefill,
-    blocks_of,
     fits_decode,
     fits_prefill,
 )
@@ -239,7 +238,3 @@ def test_two_routers_share_one_worker_and_the_second_hears_not_now() -> None:
     assert held.admit(decode("of the first", 15 * BLOCK)) is None
     assert refused(held, decode("of the second", 15 * BLOCK)).failure is Failure.NOT_NOW
     assert held.load(Pool.DECODE, seen_jobs=1).seen_jobs == 1
-
-
-def test_blocks_are_counted_whole() -> None:
-    assert [blocks_of(tokens, BLOCK) for tokens in (0, 1, 16, 17)] == [0, 1, 1, 2]
