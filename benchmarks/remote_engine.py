@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from splitserve.core.config import KvTransferSettings, VllmSettings
-from splitserve.core.errors import EngineError
+from splitserve.core.errors import ConfigError, EngineError
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import Delta, Job, KvPeer, Outcome
 from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnDeltas
@@ -33,7 +33,11 @@ def _serve(pipe: Connection, model: str, settings: VllmSettings, kv: KvTransferS
         with lock:
             pipe.send((kind, value))
 
-    tell("info", engine.start(lambda deltas: tell("deltas", list(deltas))))
+    try:
+        tell("info", engine.start(lambda deltas: tell("deltas", list(deltas))))
+    except ConfigError as error:
+        tell("refused", str(error))
+        return
     while True:
         call, argument = pipe.recv()
         if call == "misread":
@@ -181,7 +185,7 @@ class RemoteEngine:
             if not self._changed.wait_for(lambda: kind in self._answers or self._dead, timeout_s):
                 raise TimeoutError(f"no {kind} within {timeout_s} s")
             if kind not in self._answers:
-                raise RuntimeError(f"the engine process ended without {kind}")
+                raise RuntimeError(self._answers.get("refused", f"the engine process ended without {kind}"))
             return self._answers.pop(kind)
 
 

@@ -16,6 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPullConnector
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from splitserve.core.config import KvTransferSettings
 from splitserve.kv.bridge import ConnectorEnd, Free
@@ -63,6 +64,7 @@ class PushConnector(_BlockReports, KVConnectorBase_V1, SupportsHMA):  # type: ig
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        _refuse_other_layouts(kv_cache_config)
         extra = vllm_config.kv_transfer_config.get_from_extra_config
         block_size = vllm_config.cache_config.block_size
         if role == KVConnectorRole.SCHEDULER:
@@ -138,6 +140,16 @@ class PushConnector(_BlockReports, KVConnectorBase_V1, SupportsHMA):  # type: ig
             self._worker.close()
         elif self._reports is not None:
             self._reports.close()
+
+
+def _refuse_other_layouts(kv_cache_config: "KVCacheConfig") -> None:
+    """Push copies whole blocks of one kind: keys and values of every token, in every layer."""
+    kinds = sorted({type(group.kv_cache_spec).__name__ for group in kv_cache_config.kv_cache_groups})
+    if len(kv_cache_config.kv_cache_groups) != 1 or kinds != [FullAttentionSpec.__name__]:
+        raise ValueError(
+            f"layer-wise push moves the KV of models with full attention in every layer; this one has "
+            f"{len(kv_cache_config.kv_cache_groups)} KV group(s) of {', '.join(kinds)}; set kv_transfer.mode to pull"
+        )
 
 
 class PullConnector(_BlockReports, NixlPullConnector):  # type: ignore[misc]
