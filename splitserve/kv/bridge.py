@@ -39,7 +39,7 @@ class Ended(msgspec.Struct, tag="ended", frozen=True):
 
 
 class Held(msgspec.Struct, tag="held", frozen=True):
-    """Blocks that outlive their request, and totals since start."""
+    """Blocks that outlive their request."""
 
     pinned_blocks: int
     quarantined_blocks: int

@@ -60,10 +60,16 @@ def span(table: Sequence[int], claimed: Sequence[int], first_block: int, begin: 
     return Span(tuple(table[begin:end]), tuple(claimed[begin - first_block : end - first_block]))
 
 
+def differing_field(ours: KvFormat, theirs: KvFormat) -> str:
+    """The first field that disagrees; empty when one worker may write the other's KV."""
+    names = (field.name for field in fields(KvFormat))
+    return next((name for name in names if getattr(ours, name) != getattr(theirs, name)), "")
+
+
 def format_difference(ours: KvFormat, theirs: KvFormat) -> str:
     """Empty when one worker may write the other's KV, else a sentence naming the first field that disagrees."""
-    for field in fields(KvFormat):
-        mine, other = getattr(ours, field.name), getattr(theirs, field.name)
-        if mine != other:
-            return f"kv.{field.name} is {str(mine)!r} here and {str(other)!r} there; it must be the same on all workers"
-    return ""
+    name = differing_field(ours, theirs)
+    if not name:
+        return ""
+    mine, other = str(getattr(ours, name)), str(getattr(theirs, name))
+    return f"kv.{name} is {mine!r} here and {other!r} there; it must be the same on all workers"

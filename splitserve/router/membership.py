@@ -8,11 +8,12 @@ retries nothing (`router/journey`).
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from splitserve.core.errors import JoinRefused, UnknownWorker
 from splitserve.core.fleet import Health, WorkerStatus
 from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Pool, WorkerInfo
+from splitserve.kv.layout import differing_field
 from splitserve.router.mailbox import Lost, Mailbox
 from splitserve.routing.fleet import Fleet
 
@@ -242,7 +243,6 @@ def _check_beside(info: WorkerInfo, other: WorkerInfo) -> None:
     for name in ("uuid", "name"):
         if getattr(info, name) == getattr(other, name):
             raise JoinRefused(name, f"{getattr(info, name)!r} is taken by a live worker; choose another {name}")
-    for kv in fields(info.kv):
-        mine, theirs = getattr(info.kv, kv.name), getattr(other.kv, kv.name)
-        if mine != theirs:
-            raise JoinRefused(f"kv.{kv.name}", f"{mine}, but the fleet's is {theirs} ({other.name}); start it alike")
+    if name := differing_field(info.kv, other.kv):
+        mine, theirs = getattr(info.kv, name), getattr(other.kv, name)
+        raise JoinRefused(f"kv.{name}", f"{mine}, but the fleet's is {theirs} ({other.name}); start it alike")

@@ -41,6 +41,7 @@ from splitserve.engine.vllm.translate import (
 )
 from splitserve.engine.vllm.warm import warm_up
 from splitserve.kv.bridge import AdapterEnd, Ended, Free, FromConnector, Held, Started
+from splitserve.kv.layout import block_bytes
 from splitserve.kv.transfer import TransferKey
 
 CONNECTOR_TIMEOUT_S = 60.0
@@ -82,7 +83,7 @@ class VllmEngine:
         self._told = threading.Condition()  # the connector reported something
         self._free = Free(0)
         self._broken: Exception | None = None
-        self._running = ExitStack()  # what `close` ends, however far `start` came
+        self._closing = ExitStack()  # what `close` ends, however far `start` came
         self._held = Held(0, 0)
 
     def start(self, on_deltas: OnDeltas) -> EngineInfo:
@@ -94,10 +95,10 @@ class VllmEngine:
         on_cpu = current_platform.is_cpu()
         in_process = on_cpu and self._settings.tensor_parallel_size * self._settings.pipeline_parallel_size == 1
         self._bridge = AdapterEnd(self._on_connector)
-        self._running.callback(self._bridge.close)
+        self._closing.callback(self._bridge.close)
         arguments = self._engine_arguments(on_cpu, in_process)
         self._runner: Runner = start_runner(arguments, in_process, self._cpu_core, self._on_outputs, self._on_broken)
-        self._running.callback(self._runner.stop)
+        self._closing.callback(self._runner.stop)
         self._tokenizer = tokenizer(str(self._model.path))
         self._max_model_len = self._runner.vllm_config.model_config.max_model_len
         self._warm_up()
@@ -122,7 +123,7 @@ class VllmEngine:
         return EngineLoad(self._free.blocks, self._held.pinned_blocks, self._held.quarantined_blocks)
 
     def close(self) -> None:
-        self._running.close()
+        self._closing.close()
 
     def _warm_up(self) -> None:
         ended: SimpleQueue[Delta] = SimpleQueue()
@@ -369,7 +370,7 @@ def _stock_format(model: ModelInfo, config: Any) -> KvFormat:
         layers=model.layers,
         kv_heads=model.kv_heads,
         head_dim=model.head_dim,
-        block_bytes=2 * block_size * model.kv_heads * model.head_dim * dtype.itemsize,
+        block_bytes=block_bytes(block_size, model.kv_heads, model.head_dim, dtype.itemsize),
         mode=KvMode.PULL,
         transport="nixl",
     )

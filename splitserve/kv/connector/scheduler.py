@@ -11,7 +11,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadat
 from vllm.v1.request import RequestStatus
 
 from splitserve.core.worker import KvPeer, Ticket
-from splitserve.kv.layout import blocks_for, prompt_hash
+from splitserve.kv.layout import blocks_for, full_blocks, prompt_hash
 from splitserve.kv.transfer import Claim, Offer, TransferKey
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class SchedulerHalf:
             return
         destination.claimed = True
         self._next.requests[destination.key] = request.request_id
-        first = (request.num_tokens - external) // self._block_size
+        first = full_blocks(request.num_tokens - external, self._block_size)
         needed = blocks_for(request.num_tokens, self._block_size)
         table = blocks.get_block_ids()[0][first:needed]
         digest = prompt_hash(request.all_token_ids)
@@ -168,6 +168,6 @@ class SchedulerHalf:
         prompt = source.request.num_prompt_tokens
         end = min(computed + output.num_scheduled_tokens[request_id], prompt)
         table = list(output.kv_connector_block_state.get_block_ids(request_id)[0])
-        complete = blocks_for(end, self._block_size) if end == prompt else end // self._block_size
-        metadata.tables.append((source.key, table, computed // self._block_size))
+        complete = blocks_for(end, self._block_size) if end == prompt else full_blocks(end, self._block_size)
+        metadata.tables.append((source.key, table, full_blocks(computed, self._block_size)))
         metadata.ready.append((source.key, complete))
