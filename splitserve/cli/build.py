@@ -55,7 +55,7 @@ async def run_worker(config: WorkerConfig, ready_fd: int | None, parent: int | N
 
         def on_ready(info: WorkerInfo) -> None:
             facts = {"role": str(info.pool), "name": info.name, "uuid": info.uuid}
-            say_ready(ready_fd, {**facts, "address": info.kv_peer.endpoint, "metrics": metrics})
+            say_ready(ready_fd, {**facts, "address": info.kv_peers[0].endpoint, "metrics": metrics})
 
         engine = build_engine(bound, model, uuid4().hex)
         return await serve(Worker(bound, model, engine, WorkerMetrics(registry)), on_ready)

@@ -14,7 +14,7 @@ import typer
 from splitserve import __version__
 from splitserve.cli.demo import demo
 from splitserve.cli.generate import generate
-from splitserve.cli.operate import drain, pool, status
+from splitserve.cli.operate import drain, migrate, pool, status
 from splitserve.cli.supervisor import StartFailed
 from splitserve.core.config import RouterConfig, SettingsT, WorkerConfig, parse, read
 from splitserve.core.errors import ConfigError, SplitserveError
@@ -168,5 +168,6 @@ def _settings(kind: type[SettingsT], file: Path | None, **options: object) -> Se
 app.command(epilog='Example:  splitserve generate --chat "Who is Emma?" --max-tokens 60 --temperature 0')(generate)
 app.command(epilog="Examples:  splitserve status --watch  ·  splitserve status --json")(status)
 app.command(epilog="Example:  splitserve drain decode-0")(drain)
+app.command(epilog="Example:  splitserve migrate 3f2c --to decode-1")(migrate)
 app.command(epilog="Example:  splitserve pool decode-0 prefill")(pool)
 app.command()(demo)

@@ -1,4 +1,4 @@
-"""What an operator does to a running fleet: look at it, drain a worker, move a worker to another pool."""
+"""What an operator does to a running fleet: look at it, drain a worker, move a request or a worker."""
 
 import json
 import time
@@ -45,10 +45,31 @@ def drain(
     router: RouterAddress = DEFAULT_ROUTER,
     as_json: AsJson = False,
 ) -> None:
-    """Take a worker out of service: it gets no new requests, ends those it has, and exits."""
+    """Take a worker out of service: it gets no new requests, hands over or ends those it has, and exits."""
     with router_at(router) as client:
-        finished = client.drain(worker, timeout)
-    _say(as_json, f"{worker} drained; jobs it finished first: {finished}", worker=worker, finished_requests=finished)
+        drained = client.drain(worker, timeout)
+    sentence = (
+        f"{worker} drained; it finished {drained.finished_requests} jobs first, "
+        f"and {drained.migrated_requests} moved to other workers"
+    )
+    _say(as_json, sentence, worker=worker, **asdict(drained))
+
+
+def migrate(
+    request_id: Annotated[str, typer.Argument(help="The request's id, as its client or the router's log names it.")],
+    to: Annotated[str, typer.Option("--to", help="Name or uuid of the worker; default: the router chooses.")] = "",
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait for it to go on there.")] = None,
+    router: RouterAddress = DEFAULT_ROUTER,
+    as_json: AsJson = False,
+) -> None:
+    """Move a request that is decoding to another worker, KV and all; its stream goes on."""
+    with router_at(router) as client:
+        moved = client.migrate(request_id, to, timeout)
+    sentence = (
+        f"{request_id} went from {moved.from_worker} to {moved.to_worker}; "
+        f"its stream stood still for {moved.stall_s * 1000:.0f} ms"
+    )
+    _say(as_json, sentence, request_id=request_id, **asdict(moved))
 
 
 def pool(

@@ -41,6 +41,23 @@ class Retries:
         return self.first_pause_s * float(2**retries) * random.uniform(0.5, 1.5)
 
 
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What a drained worker did with its requests before it left."""
+
+    finished_requests: int
+    migrated_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """`stall_s`: between the last token of the one worker and the first of the other."""
+
+    from_worker: str
+    to_worker: str
+    stall_s: float
+
+
 def request_of(prompt: Prompt, sampling: SamplingParams | None, options: Options) -> GenerateRequest:
     """`prompt` is text, token ids or chat messages."""
     held: object = prompt if isinstance(prompt, str) else tuple(prompt)

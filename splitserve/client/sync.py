@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from splitserve.client.calls import Options, Prompt, Retries, request_of
+from splitserve.client.calls import Drained, Migrated, Options, Prompt, Retries, request_of
 from splitserve.core.errors import SplitserveError
 from splitserve.core.fleet import FleetStatus, WorkerStatus
 from splitserve.core.request import Chunk, GenerateRequest, SamplingParams
@@ -70,10 +70,18 @@ class Client:
         """Who serves, and what each holds."""
         return convert.fleet_status_from_proto(_answer(lambda: self._admin.GetFleet(admin_pb2.GetFleetRequest())))
 
-    def drain(self, worker: str, timeout_s: float | None = None) -> int:
-        """Takes a worker (name or uuid) out of service; returns how many jobs it finished first, once it has left."""
+    def drain(self, worker: str, timeout_s: float | None = None) -> Drained:
+        """Takes a worker (name or uuid) out of service; returns once it has left."""
         request = admin_pb2.DrainRequest(worker=worker, timeout_s=timeout_s)
-        return int(_answer(lambda: self._admin.Drain(request)).finished_requests)
+        answer = _answer(lambda: self._admin.Drain(request))
+        return Drained(answer.finished_requests, answer.migrated_requests)
+
+    def migrate(self, request_id: str, worker: str = "", timeout_s: float | None = None) -> Migrated:
+        """Moves a request that decodes to another worker (name or uuid; none: the router chooses), KV and all; its
+        stream goes on. Raises Unavailable if it can't move now."""
+        request = admin_pb2.MigrateRequest(request_id=request_id, worker=worker, timeout_s=timeout_s)
+        answer = _answer(lambda: self._admin.Migrate(request))
+        return Migrated(answer.from_worker, answer.to_worker, answer.stall_s)
 
     def set_pool(self, worker: str, pool: Pool) -> WorkerStatus:
         """Moves a worker (name or uuid) to another pool while it runs."""

@@ -4,6 +4,7 @@ Secrets and pod identity come from the environment; everything else is here, wit
 for its default.
 """
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -38,6 +39,13 @@ def _vllm_unless_said(value: object) -> object:
     return {"kind": "vllm", **value} if isinstance(value, dict) else value
 
 
+class CudaGraphs(StrEnum):
+    """Which CUDA graphs an engine that pushes layer by layer may use."""
+
+    FULL_DECODE = "full_decode"  # whole-step graphs for decode-only batches; prefill runs piece by piece
+    PIECEWISE = "piecewise"  # every batch piece by piece, so that each layer's hook runs
+
+
 class KvTransferSettings(Settings):
     """How KV moves. Must be the same on every worker of a fleet, `host` excepted."""
 
@@ -53,6 +61,14 @@ class KvTransferSettings(Settings):
         gt=0,
         le=1,
         description="share of blocks that may wait for a silent peer before the worker drains and restarts",
+    )
+    link_in_flight_mib: Count = Field(
+        64, description="most MiB in flight to one rank of another worker; more waits, the earliest deadline first"
+    )
+    write_mib: Count = Field(8, description="most MiB in one WRITE, so that a more urgent one need not wait long")
+    cuda_graphs: CudaGraphs = Field(
+        CudaGraphs.FULL_DECODE,
+        description="full_decode keeps TPOT; piecewise lets hooks run in every batch, where prefill uses full graphs",
     )
     host: str = Field("127.0.0.1", description="address the KV control channel binds; peers must reach it")
 

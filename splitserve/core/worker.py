@@ -22,7 +22,8 @@ class KvMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KvFormat:
-    """Everything that must agree before one worker may write another's KV."""
+    """A worker's KV as a whole, over all of its ranks. What must agree before one worker may write another's is
+    `kv/layout.differing_field`'s to say."""
 
     model_fingerprint: str
     dtype: str
@@ -30,17 +31,37 @@ class KvFormat:
     layers: int
     kv_heads: int
     head_dim: int
-    block_bytes: int  # one block of one layer
+    block_bytes: int  # one block of one layer, all heads
     mode: KvMode
     transport: str  # "nixl" or "shm"
 
 
 @dataclass(frozen=True, slots=True)
+class KvPart:
+    """What one rank holds of its worker's KV: the layers of its pipeline stage, the heads of its tensor rank. Where
+    ranks outnumber heads, each head has `replicas` holders, of which this is number `replica`."""
+
+    first_layer: int
+    layers: int
+    first_head: int
+    heads: int
+    tensor_rank: int = 0
+    replica: int = 0
+    replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class KvPeer:
-    """A worker's KV control channel."""
+    """One rank's KV control channel. `uuid` is `rank_uuid`'s: one process start."""
 
     uuid: str
     endpoint: str  # tcp://host:port
+    part: KvPart
+
+
+def rank_uuid(worker: str, rank: int) -> str:
+    """What a worker's rank is called among KV peers; `rank` counts stage by stage, tensor ranks within."""
+    return f"{worker}/{rank}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +73,14 @@ class WorkerInfo:
     pool: Pool
     model: str
     kv: KvFormat
-    kv_peer: KvPeer
+    kv_peers: tuple[KvPeer, ...]  # one per rank
     total_blocks: int
     max_sequences: int
     max_model_len: int
     engine: str
     pid: int = 0
     metrics_address: str = ""
+    restores: tuple[str, ...] = ()  # sampling fields whose state a request can bring along: `core/sampler_state`
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +107,12 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A claim on KV that `source` writes into blocks of `destination`. A new try has a new epoch."""
+    """A claim on KV that the ranks of `source` write into blocks of `destination`'s. A new try has a new epoch."""
 
     transfer_id: str
     epoch: int
-    source: KvPeer
-    destination: KvPeer
+    source: tuple[KvPeer, ...]
+    destination: tuple[KvPeer, ...]
     handover: bytes = b""  # pull mode: the source engine's parameters for the destination engine
 
 
@@ -108,8 +130,9 @@ class PrefillJob:
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob:
-    """Produce the tokens after `prompt` + `output`. `output` was already sent to the client (a resumed request): deltas
-    start at index len(output). With a ticket, the KV of prompt + output comes from its source; without, compute it."""
+    """Produce the tokens after `prompt` + `output`. `output` was already sent to the client (a request that goes on
+    here): deltas start at index len(output). With a ticket, the KV of all these tokens but the last comes from its
+    source; without, compute it."""
 
     job_id: str
     request_id: str
@@ -130,6 +153,7 @@ class Failure(StrEnum):
     NOT_NOW = "not_now"  # beyond the worker's credits; cost nothing
     TRANSFER = "transfer"  # the KV did not arrive
     CANCELLED = "cancelled"
+    MIGRATED = "migrated"  # stopped on request; its KV waits under the ticket it was handed over with
     INVALID = "invalid"  # the request's own fault
     ENGINE = "engine"  # the worker's own fault
 
@@ -141,6 +165,9 @@ class TransferStats:
     bytes: int = 0
     bytes_before_prefill_ended: int = 0
     uncovered_s: float = 0.0
+    writes: int = 0
+    writing_s: float = 0.0  # summed over WRITEs, from posted to done
+    queued_s: float = 0.0  # the longest that a WRITE waited for room on its link
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from splitserve.core.worker import Delta, Job, KvFormat, KvPeer
+from splitserve.core.worker import Delta, Job, KvFormat, KvPeer, Ticket
 
 OnDeltas = Callable[[Sequence[Delta]], None]
 
@@ -13,13 +13,15 @@ OnDeltas = Callable[[Sequence[Delta]], None]
 class EngineInfo:
     """Known once the engine has started and warmed up. Blocks are of `kv.block_size` tokens."""
 
+    uuid: str
     kind: str  # "vllm" or "sim"
     kv: KvFormat
-    kv_peer: KvPeer
+    kv_peers: tuple[KvPeer, ...]  # one per rank
     total_blocks: int
     max_sequences: int
     max_model_len: int
     max_batched_tokens: int
+    restores: tuple[str, ...] = ()  # sampling fields whose state a decode can bring along: `core/sampler_state`
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ class Engine(Protocol):
     def cancel(self, job_id: str) -> None:
         """Ends a job; its Delta says Failure.CANCELLED. Unknown ids are ignored. Blocks that a peer may still write
         stay quarantined until that is over."""
+
+    def hand_over(self, job_id: str, ticket: Ticket, *, at_end: bool) -> None:
+        """Offers the KV of a running decode under this ticket: that of the tokens so far, or with `at_end` that of all
+        tokens when it stops, which it does at the next token. Its last Delta then says Failure.MIGRATED. Ignored if the
+        job is unknown or ends first; Failure.INVALID in the Delta of a job that can't be handed over."""
 
     def connect(self, peers: Sequence[KvPeer]) -> None:
         """Connects the KV control channel and transport to these peers before the first request needs them."""

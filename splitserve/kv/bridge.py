@@ -6,31 +6,34 @@ connects to it. Messages are msgspec; each socket is used by one thread. The ada
 """
 
 import contextlib
-import queue
+import os
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import zmq
 
 from splitserve.core.worker import KvFormat, KvPeer, TransferStats
-from splitserve.kv.transfer import TransferEnded, TransferKey
+from splitserve.kv.ticket import Counters
 
-POLL_MS = 100
+LINGER_MS = 500
 
 
 class Started(msgspec.Struct, tag="started", frozen=True):
-    """The worker half registered its memory and listens for peers. `peer` is empty where the stock connector does."""
+    """A rank's worker half registered its memory and listens for peers."""
 
+    rank: int
     format: KvFormat
     peer: KvPeer
 
 
 class Ended(msgspec.Struct, tag="ended", frozen=True):
-    """One side of a transfer ended; `error` is empty on success."""
+    """One side of a transfer ended at a rank; `error` is empty on success."""
 
+    rank: int
     transfer_id: str
     epoch: int
     source_side: bool
@@ -39,10 +42,13 @@ class Ended(msgspec.Struct, tag="ended", frozen=True):
 
 
 class Held(msgspec.Struct, tag="held", frozen=True):
-    """Blocks that outlive their request."""
+    """What a rank's transfer service holds and has counted: told when the blocks change, and with every end."""
 
-    pinned_blocks: int
+    rank: int
+    pinned_blocks: int  # blocks that outlive their request
     quarantined_blocks: int
+    in_flight_bytes: int
+    counters: Counters
 
 
 class Free(msgspec.Struct, tag="free", frozen=True):
@@ -51,90 +57,125 @@ class Free(msgspec.Struct, tag="free", frozen=True):
     blocks: int
 
 
+class Armed(msgspec.Struct, tag="armed", frozen=True):
+    """The scheduler half knows that this job is to be handed over; its blocks stay when it is aborted."""
+
+    job_id: str
+
+
 class Connect(msgspec.Struct, tag="connect", frozen=True):
     peers: list[KvPeer]
 
 
-FromConnector = Started | Ended | Held | Free
+class HandOver(msgspec.Struct, tag="hand_over", frozen=True):
+    """A running job's KV may be claimed under this ticket: what is computed now, or with `at_end` all of it, once the
+    job is aborted."""
+
+    job_id: str
+    transfer_id: str
+    epoch: int
+    destination: tuple[KvPeer, ...]
+    at_end: bool
+
+
+FromConnector = Started | Ended | Held | Free | Armed
+ToConnector = Connect | HandOver
 OnMessage = Callable[[FromConnector], None]
 
 
+class _Outbox:
+    """What a socket's thread is to send. `put` may be called by any thread and rings the bell that the socket's thread
+    polls; a closed one takes nothing more."""
+
+    def __init__(self) -> None:
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.closed = False
+        self._frames: deque[bytes] = deque()
+
+    def put(self, message: FromConnector | ToConnector) -> None:
+        self._frames.append(msgspec.msgpack.encode(message))
+        os.eventfd_write(self.bell, 1)
+
+    def close(self) -> None:
+        self.closed = True
+        os.eventfd_write(self.bell, 1)
+
+    def take(self) -> Iterator[bytes]:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.bell)
+        while self._frames:
+            yield self._frames.popleft()
+
+
 class AdapterEnd:
-    """The adapter's end: calls `on_message` from its own thread; `connect_peers` reaches every worker half."""
+    """The adapter's end: calls `on_message` from its own thread; `tell` reaches every half that has spoken."""
 
     def __init__(self, on_message: OnMessage) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="splitserve-")
         self.address = f"ipc://{Path(self._directory.name) / 'bridge'}"
         self._on_message = on_message
-        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._stop = threading.Event()
+        self._outbox = _Outbox()
         self._thread = threading.Thread(target=self._run, name="kv-bridge", daemon=True)
         self._thread.start()
 
-    def connect_peers(self, peers: Sequence[KvPeer]) -> None:
-        self._outbox.put(msgspec.msgpack.encode(Connect(list(peers))))
+    def tell(self, message: ToConnector) -> None:
+        self._outbox.put(message)
 
     def close(self) -> None:
-        self._stop.set()
+        self._outbox.close()
         self._thread.join(timeout=5)
         self._directory.cleanup()
 
     def _run(self) -> None:
-        decoder = msgspec.msgpack.Decoder(FromConnector)
+        decoder: msgspec.msgpack.Decoder[FromConnector] = msgspec.msgpack.Decoder(FromConnector)
+        halves: set[bytes] = set()
         with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
             socket.linger = 0
             socket.bind(self.address)
-            halves: set[bytes] = set()
-            while not self._stop.is_set():
-                if socket.poll(POLL_MS):
+            while not self._outbox.closed:
+                _wait(socket, self._outbox)
+                while socket.poll(0):
                     half, payload = socket.recv_multipart()
-                    message = decoder.decode(payload)
-                    if isinstance(message, Started):
-                        halves.add(half)
-                    self._on_message(message)
-                self._flush(socket, halves)
-
-    def _flush(self, socket: "zmq.Socket[bytes]", halves: set[bytes]) -> None:
-        with contextlib.suppress(queue.Empty):
-            while halves:
-                payload = self._outbox.get_nowait()
-                for half in halves:
-                    socket.send_multipart([half, payload])
+                    halves.add(half)
+                    self._on_message(decoder.decode(payload))
+                for frame in self._outbox.take():
+                    for half in halves:
+                        socket.send_multipart([half, frame])
 
 
 class ConnectorEnd:
-    """A connector half's end. `tell` may be called by any thread; `on_peers` is called from this end's thread."""
+    """A connector half's end. `tell` may be called by any thread; `on_message` is called from this end's thread."""
 
-    def __init__(self, address: str, on_peers: Callable[[Sequence[KvPeer]], None] | None = None) -> None:
+    def __init__(self, address: str, on_message: Callable[[ToConnector], None]) -> None:
         self._address = address
-        self._on_peers = on_peers
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._on_message = on_message
+        self._outbox = _Outbox()
         self._thread = threading.Thread(target=self._run, name="kv-bridge", daemon=True)
         self._thread.start()
 
     def tell(self, message: FromConnector) -> None:
-        self._outbox.put(msgspec.msgpack.encode(message))
-
-    def tell_ended(self, event: TransferEnded) -> None:
-        key: TransferKey = event.key
-        self.tell(Ended(key.transfer_id, key.epoch, event.source_side, event.stats, event.error))
+        self._outbox.put(message)
 
     def close(self) -> None:
-        self._outbox.put(None)
+        self._outbox.close()
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        decoder = msgspec.msgpack.Decoder(Connect)
+        decoder: msgspec.msgpack.Decoder[ToConnector] = msgspec.msgpack.Decoder(ToConnector)
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-            socket.linger = 500
+            socket.linger = LINGER_MS
             socket.connect(self._address)
-            while True:
-                with contextlib.suppress(queue.Empty):
-                    payload = self._outbox.get(timeout=POLL_MS / 1000)
-                    if payload is None:
-                        return
-                    socket.send(payload)
+            while not self._outbox.closed:
+                _wait(socket, self._outbox)
                 while socket.poll(0):
-                    peers = decoder.decode(socket.recv()).peers
-                    if self._on_peers is not None:
-                        self._on_peers(peers)
+                    self._on_message(decoder.decode(socket.recv()))
+                for frame in self._outbox.take():
+                    socket.send(frame)
+
+
+def _wait(socket: "zmq.Socket[bytes]", outbox: _Outbox) -> None:
+    """Until there is something to hear or to tell."""
+    poller = zmq.Poller()
+    poller.register(socket, zmq.POLLIN)
+    poller.register(outbox.bell, zmq.POLLIN)
+    poller.poll()

@@ -25,7 +25,7 @@ import zmq
 from splitserve.core.config import KvTransferSettings
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import KvFormat, KvPeer
-from splitserve.kv.layout import format_difference
+from splitserve.kv.layout import Shard, fault_of, format_difference
 from splitserve.kv.liveness import ASKS_PER_SILENCE, Health, Liveness, Need
 from splitserve.kv.messages import (
     MAX_MESSAGE_BYTES,
@@ -54,6 +54,7 @@ class _Peer:
     peer: KvPeer
     socket: "zmq.Socket[bytes]"
     life: Liveness
+    shard: Shard | None = None
     address: bytes = b""
     fault: str = ""
     probe: Probe | None = None
@@ -75,6 +76,7 @@ class ControlChannel:
         self,
         uuid: str,
         kv: KvFormat,
+        shard: Shard,
         address: bytes,
         settings: KvTransferSettings,
         on_news: Callable[[News], None],
@@ -82,6 +84,7 @@ class ControlChannel:
         self._host = numeric_host(settings.host)
         self._uuid = uuid
         self._kv = kv
+        self._shard = shard
         self._address = address
         self._settings = settings
         self._on_news = on_news
@@ -111,7 +114,7 @@ class ControlChannel:
         port = self._inbox.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0").rpartition(":")[2]
         self._endpoint = f"tcp://{self._host}:{port}"
         self._thread.start()
-        return KvPeer(self._uuid, self._endpoint)
+        return KvPeer(self._uuid, self._endpoint, self._shard.part)
 
     def connect(self, peer: KvPeer) -> None:
         """Says Hello, if that was not done yet; tells anew what is known of the peer."""
@@ -220,7 +223,7 @@ class ControlChannel:
         elif known is None:
             self._meet(peer)
         elif known.life.health is Health.ALIVE:
-            self._on_news(PeerUp(peer.uuid, known.address))
+            self._tell_up(known)
         elif known.life.health is Health.REFUSED:
             self._on_news(PeerRefused(peer.uuid, known.fault))
 
@@ -237,7 +240,7 @@ class ControlChannel:
         known = _Peer(peer, outbox, Liveness(self._settings.peer_silent_s, heard_at=now, asked_at=now))
         self._peers[peer.uuid] = known
         known.probe = Probe.start(peer.endpoint)
-        self._send(peer.uuid, Hello(self._endpoint, self._kv, self._address))
+        self._send(peer.uuid, self._hello())
 
     def _on_hello(self, sender: str, recipient: str, hello: Hello) -> None:
         self._replace(sender, hello.endpoint)
@@ -245,19 +248,20 @@ class ControlChannel:
             self.dropped["hello of an ended worker"] += 1
             return
         if sender not in self._peers:
-            self._meet(KvPeer(sender, hello.endpoint))
+            self._meet(KvPeer(sender, hello.endpoint, hello.shard.part))
         if sender in self._peers:
-            fault = format_difference(self._kv, hello.kv)
-            self._send(sender, HelloReply(recipient, self._kv, self._address, fault))
-            self._judge(sender, fault, hello.address)
+            fault = format_difference(self._kv, hello.kv) or fault_of(hello.shard, hello.kv)
+            self._send(sender, HelloReply(recipient, self._kv, self._shard, self._address, fault))
+            self._judge(sender, fault, hello)
 
     def _on_reply(self, sender: str, reply: HelloReply) -> None:
         if reply.asked != sender:
             self._peer_ended(reply.asked, "another worker answers at its endpoint")
         if sender in self._peers:
-            self._judge(sender, reply.refused or format_difference(self._kv, reply.kv), reply.address)
+            fault = reply.refused or format_difference(self._kv, reply.kv) or fault_of(reply.shard, reply.kv)
+            self._judge(sender, fault, reply)
 
-    def _judge(self, uuid: str, fault: str, address: bytes) -> None:
+    def _judge(self, uuid: str, fault: str, said: Hello | HelloReply) -> None:
         """What a Hello or its reply says of a peer: it fits, or which field does not."""
         peer = self._peers[uuid]
         peer.life.heard(time.monotonic())
@@ -267,8 +271,15 @@ class ControlChannel:
             peer.life.health, peer.fault = Health.REFUSED, fault
             self._on_news(PeerRefused(uuid, fault))
         elif peer.life.health is not Health.ALIVE or not peer.address:
-            peer.life.health, peer.address = Health.ALIVE, address
-            self._on_news(PeerUp(uuid, address))
+            peer.life.health, peer.shard, peer.address = Health.ALIVE, said.shard, said.address
+            self._tell_up(peer)
+
+    def _tell_up(self, peer: _Peer) -> None:
+        assert peer.shard is not None
+        self._on_news(PeerUp(peer.peer.uuid, peer.shard, peer.address))
+
+    def _hello(self) -> Hello:
+        return Hello(self._endpoint, self._kv, self._shard, self._address)
 
     def _replace(self, uuid: str, endpoint: str) -> None:
         """A worker listens at this endpoint: whoever did before has ended."""
@@ -283,7 +294,7 @@ class ControlChannel:
             self.dropped["from an unknown worker"] += 1
             return
         if peer.life.heard(time.monotonic()):
-            self._on_news(PeerUp(sender, peer.address))
+            self._tell_up(peer)
         if isinstance(message, Ping):
             self._send(sender, Pong())
         elif isinstance(message, Goodbye):
@@ -303,7 +314,7 @@ class ControlChannel:
         match need:
             case Need.ASK:
                 greeting = peer.life.health is Health.GREETING
-                self._send(peer.peer.uuid, Hello(self._endpoint, self._kv, self._address) if greeting else Ping())
+                self._send(peer.peer.uuid, self._hello() if greeting else Ping())
             case Need.PROBE:
                 peer.probe = peer.probe or Probe.start(peer.peer.endpoint)
             case Need.FELL_SILENT:

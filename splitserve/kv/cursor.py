@@ -1,61 +1,117 @@
 """How far a prefill is computed and written, layer by layer. Pure; owned by its source ticket.
 
-A claim that comes late is caught up from here: whatever is computed and not yet written is due.
+A claim that comes late is caught up from here: whatever is computed and not yet written is due. It counts in cells
+(`layout.Slice`): a block where both ends' blocks are of one size.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from splitserve.kv.layout import Span, span
+from splitserve.kv.layout import Slice, blocks_for
+from splitserve.kv.ticket import Table
 
 
-class Cursor:
-    """Counts the prompt's blocks from its start: in layer l blocks below `ready[l]` are computed, and those from the
-    claim's first block to below `written[l]` have been handed to the transport."""
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Cells of one layer to copy: `source[i]` into `destination[i]`, numbered through from block 0 of each end."""
 
-    def __init__(self, layers: int) -> None:
-        self.table: tuple[int, ...] = ()
+    source: tuple[int, ...]
+    destination: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+class PrefillProgress:
+    """How far a prefill is computed at this rank. `tables[g]` is its block table in group g; layers count over the
+    whole model, and those of other ranks are ignored."""
+
+    def __init__(self, first_layer: int, layers: int) -> None:
+        self._first_layer = first_layer
+        self.tables: tuple[tuple[int, ...], ...] = ()
         self._ready = [0] * layers
-        self._written = [0] * layers
-        self._first = 0
-        self._claimed: tuple[int, ...] = ()
 
-    def computing(self, table: Sequence[int], ready: int) -> None:
-        """The block table so far; its first `ready` blocks are computed in every layer."""
-        self.table = tuple(table)
-        self._ready = [min(max(old, ready), len(table)) for old in self._ready]
+    def computing(self, tables: Sequence[Sequence[int]], tokens: int) -> None:
+        """The block tables so far; `tokens` tokens are computed in every layer."""
+        self.tables = tuple(map(tuple, tables))
+        self._ready = [max(old, tokens) for old in self._ready]
 
-    def computed(self, layer: int, ready: int) -> None:
-        self._ready[layer] = max(self._ready[layer], min(ready, len(self.table)))
+    def computed(self, layer: int, tokens: int) -> None:
+        index = layer - self._first_layer
+        if 0 <= index < len(self._ready):
+            self._ready[index] = max(self._ready[index], tokens)
 
     def preempted(self) -> None:
         """Its blocks are taken away. What was written stays written: the destination has it."""
-        self.table = ()
+        self.tables = ()
         self._ready = [0] * len(self._ready)
 
-    def claim(self, first_block: int, blocks: Sequence[int]) -> None:
-        self._first = first_block
-        self._claimed = tuple(blocks)
-        self._written = [first_block] * len(self._written)
+    def ready(self, layer: int) -> int:
+        """Tokens computed in this layer, as far as their blocks are known."""
+        return self._ready[layer - self._first_layer] if self.tables else 0
 
-    def take(self, layer: int) -> Span:
-        """All copies due in this layer, which count as written from now on."""
-        begin = self._written[layer]
-        end = min(self._ready[layer], self._first + len(self._claimed))
+
+class Cursor:
+    """One claim against that progress: which cells have been handed to the transport, per layer of the slice."""
+
+    def __init__(self, progress: PrefillProgress, cut: Slice, tokens: int, claimed: Sequence[Table]) -> None:
+        self._progress = progress
+        self._slice = cut
+        self._tokens = tokens
+        self._claimed = claimed
+        self._end = blocks_for(tokens, cut.cell_tokens)
+        self._first = [self._claim(layer).first_block * cut.destination.cells for layer in self.layers]
+        self._written = [min(first, self._end) for first in self._first]
+
+    def take(self, layer: int, most: int) -> Span:
+        """Copies due in this layer, at most so many cells; they count as written from now on."""
+        begin, end = self._written[self._index(layer)], min(self._due(layer), self._written[self._index(layer)] + most)
         if end <= begin:
             return Span((), ())
-        self._written[layer] = end
-        return span(self.table, self._claimed, self._first, begin, end)
+        self._written[self._index(layer)] = end
+        cells = range(begin, end)
+        source, destination = self._slice.source, self._slice.destination
+        table = self._progress.tables[source.groups[self._index(layer)]]
+        claim = self._claim(layer)
+        return Span(
+            tuple(table[cell // source.cells] * source.cells + cell % source.cells for cell in cells),
+            tuple(
+                claim.blocks[cell // destination.cells - claim.first_block] * destination.cells
+                + cell % destination.cells
+                for cell in cells
+            ),
+        )
+
+    def due(self, layer: int) -> bool:
+        return self._due(layer) > self._written[self._index(layer)]
 
     @property
     def layers(self) -> range:
-        return range(len(self._ready))
+        return range(self._slice.first_layer, self._slice.first_layer + self._slice.layers)
 
     @property
     def complete(self) -> bool:
         """All that was claimed has been handed to the transport."""
-        return min(self._written) >= self._first + len(self._claimed)
+        return min(self._written) >= self._end
 
     @property
     def written(self) -> int:
-        """Blocks handed to the transport, summed over layers."""
-        return sum(self._written) - self._first * len(self._written)
+        """Cells handed to the transport, summed over layers."""
+        return sum(self._written) - sum(min(first, self._end) for first in self._first)
+
+    def _due(self, layer: int) -> int:
+        """Cells that are computed in this layer. The last one may be partly filled, once all its tokens are there."""
+        ready = self._progress.ready(layer)
+        whole = self._end if ready >= self._tokens else ready // self._slice.cell_tokens
+        return min(whole, self._blocks_known(layer))
+
+    def _blocks_known(self, layer: int) -> int:
+        tables = self._progress.tables
+        group = self._slice.source.groups[self._index(layer)]
+        return len(tables[group]) * self._slice.source.cells if group < len(tables) else 0
+
+    def _claim(self, layer: int) -> Table:
+        return self._claimed[self._slice.destination.groups[self._index(layer)]]
+
+    def _index(self, layer: int) -> int:
+        return layer - self._slice.first_layer

@@ -1,12 +1,17 @@
-"""The destination side: carries out what the ledger's destination table says.
+"""The destination side: carries out what the ledger's destination table says, leg by leg.
 
-Owned by the transfer thread, which passes the time in. It never says that blocks are free before the table does.
+Owned by the transfer thread, which passes the time in. A claim has a leg for each rank of the source that holds
+something of this rank's part; it is received when all of them are, and one that fails cancels the others. It never says
+that blocks are free before the table does, for every leg.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from splitserve.core.worker import KvPeer, TransferStats
+import msgspec
+
+from splitserve.core.worker import KvPart, KvPeer, TransferStats
+from splitserve.kv.layout import overlaps
 from splitserve.kv.ledger import (
     DESTINATION,
     DestinationAction,
@@ -15,9 +20,19 @@ from splitserve.kv.ledger import (
     Ledger,
     step,
 )
-from splitserve.kv.messages import Cancel, Cancelled, Done, Failed, FromSource, Progress, Register
+from splitserve.kv.messages import (
+    Cancel,
+    Cancelled,
+    Done,
+    Failed,
+    FromSource,
+    GroupTable,
+    Progress,
+    Register,
+)
 from splitserve.kv.outlet import Outlet
-from splitserve.kv.ticket import Claim, TransferKey
+from splitserve.kv.source_ticket import merged
+from splitserve.kv.ticket import Claim, LegKey, TransferKey
 
 CALM_RETRIES = 5  # A source that has just spoken is asked again so much later.
 MOST_ENDED = 4096  # Remembered so that a second claim under an old key is noticed.
@@ -32,7 +47,11 @@ _EVENTS: dict[type[FromSource], DestinationEvent] = {
 
 @dataclass(slots=True)
 class DestinationTicket:
-    claim: Claim
+    """One leg of a claim. `register` is None once it has ended."""
+
+    key: LegKey
+    source: KvPeer
+    register: Register | None
     deadline_at: float
     state: DestinationState = DestinationState.ABSENT
     retry_at: float = 0.0
@@ -40,70 +59,66 @@ class DestinationTicket:
     reason: str = ""
     error: str = ""
 
-    @property
-    def key(self) -> TransferKey:
-        return self.claim.key
-
-    @property
-    def quarantined_blocks(self) -> int:
-        return len(self.claim.blocks) if self.state is DestinationState.ABANDONED else 0
-
-    def register(self, now: float) -> Register:
-        left_s = max(self.deadline_at - now, 0.001)
-        return Register(
-            self.key.transfer_id,
-            self.key.epoch,
-            self.claim.prompt_hash,
-            self.claim.first_block,
-            self.claim.blocks,
-            left_s,
-        )
-
     def cancel(self) -> Cancel:
         return Cancel(self.key.transfer_id, self.key.epoch)
 
 
-class DestinationSide:
-    """`retry_s`: how often what was not answered is said again; every message here may be repeated."""
+@dataclass(slots=True)
+class _Claimed:
+    """A claim over its legs. `abandoned`: the engine has given it up; `told`: its failure is known to the engine."""
 
-    def __init__(self, outlet: Outlet, connect: Callable[[KvPeer], None], retry_s: float) -> None:
+    claim: Claim
+    owed: set[LegKey]
+    abandoned: bool = False
+    told: bool = False
+    stats: list[TransferStats] = field(default_factory=list)
+    verdicts: set[DestinationAction] = field(default_factory=set)
+
+
+class DestinationSide:
+    """`part` is this rank's. `retry_s`: how often what was not answered is said again; all of it may be repeated."""
+
+    def __init__(self, outlet: Outlet, part: KvPart, connect: Callable[[KvPeer], None], retry_s: float) -> None:
         self._outlet = outlet
+        self._part = part
         self._connect = connect
         self._retry_s = retry_s
         self._ledger: Ledger[DestinationTicket] = Ledger(MOST_ENDED)
-        self.up: frozenset[str] = frozenset()  # workers that are connected and answer
+        self._claims: dict[TransferKey, _Claimed] = {}
+        self.up: frozenset[str] = frozenset()  # ranks that are connected and answer
         self.quarantined_blocks = 0
 
     # What the engine calls -------------------------------------------------------------------------------------------
     def claim(self, claim: Claim, now: float) -> None:
-        known = self._ledger.get(claim.key)
-        if known is not None:
-            self._claimed_before(known)
-            return
-        ticket = DestinationTicket(claim, now + claim.deadline_s)
-        self._fire(ticket, DestinationEvent.CLAIM, now)
-        if claim.source.uuid in self.up:
-            self._fire(ticket, DestinationEvent.CONNECTED, now)
+        sources = [peer for peer in claim.source if overlaps(peer.part, self._part)]
+        if claim.key in self._claims:
+            self._outlet.dropped("own claim made twice")
+        elif any(self._ledger.get(claim.key.leg(peer.uuid)) for peer in sources):
+            message = f"ticket {claim.key} was used before; every request needs a ticket of its own"
+            self._refuse(claim.key, "used before", message)
+        elif not sources:
+            self._refuse(claim.key, "unconnected", "no rank of the source holds anything of what this rank needs")
+        else:
+            self._open(claim, sources, now)
 
     def abandon(self, key: TransferKey, now: float) -> None:
-        ticket = self._ledger.get(key)
-        if ticket is None:
+        claimed = self._claims.get(key)
+        if claimed is None:
             self._outlet.dropped("own abandon of no claim")
             return
-        self._fire(ticket, DestinationEvent.ABANDON, now, "abandoned", "the request ended before its KV had arrived")
+        self._quarantine(claimed)
+        self._abandon_legs(claimed, now, "abandoned", "the request ended before its KV had arrived")
 
     # What peers say, and what is known of them -----------------------------------------------------------------------
     def on_message(self, sender: str, message: FromSource, now: float) -> None:
-        ticket = self._ledger.get(message.key)
+        ticket = self._ledger.get(message.key.leg(sender))
         if ticket is None:
             self._outlet.dropped(f"{type(message).__name__.lower()} for no claim")
-        elif ticket.claim.source.uuid != sender:
-            self._outlet.dropped("message from another worker")
-        else:
-            ticket.retry_at = now + CALM_RETRIES * self._retry_s
-            if isinstance(message, Done):
-                ticket.stats = message.stats
-            self._fire(ticket, _EVENTS[type(message)], now, *_reason(message))
+            return
+        ticket.retry_at = now + CALM_RETRIES * self._retry_s
+        if isinstance(message, Done):
+            ticket.stats = message.stats
+        self._fire(ticket, _EVENTS[type(message)], now, *_reason(message))
 
     def peer_up(self, uuid: str, now: float) -> None:
         self.up |= {uuid}
@@ -121,43 +136,89 @@ class DestinationSide:
     def peer_ended(self, uuid: str, now: float) -> None:
         """The source's process is proven ended: it writes no more."""
         self.up -= {uuid}
-        self._fire_all(uuid, DestinationEvent.PEER_ENDED, now, "peer ended", f"the prefill worker {uuid} has ended")
+        self._fire_all(uuid, DestinationEvent.PEER_ENDED, now, "peer ended", f"the source's rank {uuid} has ended")
 
     # Time ------------------------------------------------------------------------------------------------------------
     def expire(self, now: float) -> None:
         for ticket in self._ledger.live():
             if now >= ticket.deadline_at and step(DESTINATION, ticket.state, DestinationEvent.DEADLINE):
                 self._fire(ticket, DestinationEvent.DEADLINE, now, "deadline", "the KV did not arrive in time")
-            elif now >= ticket.retry_at and ticket.claim.source.uuid in self.up:
+            elif now >= ticket.retry_at and ticket.key.peer in self.up:
                 self._retry(ticket, now)
 
     def stop(self, now: float) -> None:
         """The worker is closing: sources are told to stop."""
-        for ticket in self._ledger.live():
-            self._fire(ticket, DestinationEvent.ABANDON, now, "closing", "the worker is closing")
+        for claimed in list(self._claims.values()):
+            self._abandon_legs(claimed, now, "closing", "the worker is closing")
 
     @property
     def open_claims(self) -> int:
-        return len(self._ledger)
+        return len(self._claims)
 
     @property
     def awaits_bytes(self) -> bool:
         """Sources may be writing here, and somebody waits for it."""
         return any(ticket.state is not DestinationState.ABANDONED for ticket in self._ledger.live())
 
-    def _claimed_before(self, ticket: DestinationTicket) -> None:
-        """A ticket is good for one claim. A second one fails; while the first is open they can't be told apart."""
-        if ticket.state is DestinationState.ENDED:
-            self._outlet.failed(ticket.key)
-            message = f"ticket {ticket.key} was used before; every request needs a ticket of its own"
-            self._outlet.ended(ticket.key, False, TransferStats(), "used before", message)
-        else:
-            self._outlet.dropped("own claim made twice")
+    # Below: claims and their legs ------------------------------------------------------------------------------------
+    def _open(self, claim: Claim, sources: list[KvPeer], now: float) -> None:
+        tables = tuple(GroupTable(table.first_block, table.blocks) for table in claim.tables)
+        key = claim.key
+        register = Register(key.transfer_id, key.epoch, claim.prompt_hash, claim.tokens, tables, claim.deadline_s)
+        legs = [
+            DestinationTicket(key.leg(peer.uuid), peer, register, deadline_at=now + claim.deadline_s)
+            for peer in sources
+        ]
+        self._claims[key] = _Claimed(claim, {leg.key for leg in legs})
+        for leg in legs:
+            self._fire(leg, DestinationEvent.CLAIM, now)
+            if leg.key.peer in self.up:
+                self._fire(leg, DestinationEvent.CONNECTED, now)
 
-    # Below: one transition, and what it asks for ---------------------------------------------------------------------
+    def _refuse(self, key: TransferKey, reason: str, message: str) -> None:
+        self._outlet.failed(key)
+        self._outlet.ended(key, False, TransferStats(), reason, message)
+
+    def _quarantine(self, claimed: _Claimed) -> None:
+        if not claimed.abandoned:
+            claimed.abandoned = True
+            self.quarantined_blocks += claimed.claim.blocks
+
+    def _abandon_legs(self, claimed: _Claimed, now: float, reason: str, error: str) -> None:
+        for key in tuple(claimed.owed):
+            if (leg := self._ledger.get(key)) is not None:
+                self._fire(leg, DestinationEvent.ABANDON, now, reason, error)
+
+    def _leg_over(self, ticket: DestinationTicket, verdict: DestinationAction, now: float) -> None:
+        claimed = self._claims[ticket.key.transfer]
+        claimed.owed.discard(ticket.key)
+        claimed.stats.append(ticket.stats)
+        claimed.verdicts.add(verdict)
+        if not claimed.owed:
+            self._over(claimed)
+        if verdict is not DestinationAction.RECEIVED and not claimed.told:
+            claimed.told = True
+            self._outlet.ended(claimed.claim.key, False, merged(claimed.stats), ticket.reason, ticket.error)
+            self._abandon_legs(claimed, now, ticket.reason, ticket.error)
+
+    def _over(self, claimed: _Claimed) -> None:
+        """No leg is open: nobody writes these blocks any more."""
+        key = claimed.claim.key
+        del self._claims[key]
+        if claimed.abandoned:
+            self.quarantined_blocks -= claimed.claim.blocks
+        if claimed.verdicts == {DestinationAction.RECEIVED}:
+            self._outlet.received(key)
+            self._outlet.ended(key, False, merged(claimed.stats), "", "")
+        elif claimed.abandoned or DestinationAction.FAILED not in claimed.verdicts:
+            self._outlet.released(key)
+        else:
+            self._outlet.failed(key)
+
+    # One transition of a leg, and what it asks for -------------------------------------------------------------------
     def _fire_all(self, uuid: str, event: DestinationEvent, now: float, reason: str = "", error: str = "") -> None:
         for ticket in self._ledger.live():
-            if ticket.claim.source.uuid == uuid:
+            if ticket.key.peer == uuid:
                 self._fire(ticket, event, now, reason, error)
 
     def _fire(
@@ -169,41 +230,34 @@ class DestinationSide:
             return
         if not ticket.reason:
             ticket.reason, ticket.error = reason, error
-        quarantined = ticket.quarantined_blocks
         ticket.state, actions = outcome
-        self.quarantined_blocks += ticket.quarantined_blocks - quarantined
         self._ledger.keep(ticket, ended=ticket.state is DestinationState.ENDED)
         for action in actions:
             self._act(ticket, action, now)
         if ticket.state is DestinationState.ENDED:
-            ticket.claim = replace(ticket.claim, blocks=())  # thousands of ended ones are remembered
+            ticket.register = None  # thousands of ended ones are remembered
 
     def _act(self, ticket: DestinationTicket, action: DestinationAction, now: float) -> None:
         match action:
             case DestinationAction.CONNECT:
                 self._ask_to_connect(ticket)
             case DestinationAction.REGISTER:
-                self._say(ticket, ticket.register(now), now)
+                assert ticket.register is not None
+                left_s = max(ticket.deadline_at - now, 0.001)
+                self._say(ticket, msgspec.structs.replace(ticket.register, deadline_s=left_s), now)
             case DestinationAction.CANCEL:
                 self._outlet.counters.cancels += 1
                 self._say(ticket, ticket.cancel(), now)
-            case DestinationAction.RECEIVED:
-                self._outlet.received(ticket.key)
-                self._outlet.ended(ticket.key, False, ticket.stats, "", "")
-            case DestinationAction.FAILED:
-                self._outlet.failed(ticket.key)
-                self._outlet.ended(ticket.key, False, ticket.stats, ticket.reason, ticket.error)
-            case DestinationAction.RELEASED:
-                self._outlet.released(ticket.key)
-                self._outlet.ended(ticket.key, False, ticket.stats, ticket.reason, ticket.error)
+            case DestinationAction.RECEIVED | DestinationAction.FAILED | DestinationAction.RELEASED:
+                self._leg_over(ticket, action, now)
 
     def _ask_to_connect(self, ticket: DestinationTicket) -> None:
-        if ticket.claim.source.uuid not in self.up:
-            self._connect(ticket.claim.source)
+        if ticket.key.peer not in self.up:
+            self._connect(ticket.source)
 
     def _say(self, ticket: DestinationTicket, message: Register | Cancel, now: float) -> None:
         ticket.retry_at = now + self._retry_s
-        self._outlet.send(ticket.claim.source.uuid, message)
+        self._outlet.send(ticket.key.peer, message)
 
     def _retry(self, ticket: DestinationTicket, now: float) -> None:
         ticket.retry_at = now + self._retry_s

@@ -1,4 +1,5 @@
-"""The life of a ticket on both sides, as two transition tables. Pure: no clock, no I/O, no thread.
+"""The life of one leg of a transfer on both sides, as two transition tables. Pure: no clock, no I/O, no thread.
+A leg is what one rank of the prefill worker and one rank of the decode worker have with each other under one ticket.
 
 A (state, event) that is not in a table changes nothing: `step` answers None and the caller counts it, whether it was a
 peer's message (late, twice, forged) or a call of our own engine (which may race with the end of its transfer). What
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum, auto
 from typing import Generic, Protocol, TypeVar
 
-from splitserve.kv.ticket import TransferKey
+from splitserve.kv.ticket import LegKey
 
 
 class SourceState(Enum):
@@ -108,26 +109,19 @@ DestinationTable = Mapping[
 def _source_table() -> SourceTable:
     s, e, a = SourceState, SourceEvent, SourceAction
     return {
-        # A prefill that was never offered is not ours to hold back.
         (s.ABSENT, e.OFFER): (s.OFFERED, ()),
         (s.ABSENT, e.REGISTER): (s.EARLY, (a.ACKNOWLEDGE,)),
         (s.ABSENT, e.CANCEL): (s.REFUSED_EARLY, (a.CONFIRM_CANCEL,)),
-        (s.ABSENT, e.PREFILL_ENDED): (s.ENDED, (a.SENT,)),
-        (s.ABSENT, e.PREFILL_ABORTED): (s.ENDED, (a.SENT,)),
         (s.EARLY, e.OFFER): (s.PUSHING, ()),
         (s.EARLY, e.OFFER_MISMATCH): (s.STOPPED, (a.ANSWER,)),
         (s.EARLY, e.REGISTER): (s.EARLY, (a.ACKNOWLEDGE,)),
         (s.EARLY, e.CANCEL): (s.REFUSED_EARLY, (a.CONFIRM_CANCEL,)),
-        (s.EARLY, e.PREFILL_ENDED): (s.ENDED, (a.ANSWER, a.SENT)),
-        (s.EARLY, e.PREFILL_ABORTED): (s.ENDED, (a.ANSWER, a.SENT)),
         (s.EARLY, e.PEER_ENDED): (s.REFUSED_EARLY, (a.STOP,)),
         (s.EARLY, e.DEADLINE): (s.REFUSED_EARLY, (a.ANSWER,)),
         (s.REFUSED_EARLY, e.OFFER): (s.STOPPED, ()),
         (s.REFUSED_EARLY, e.OFFER_MISMATCH): (s.STOPPED, ()),
         (s.REFUSED_EARLY, e.REGISTER): (s.REFUSED_EARLY, (a.ANSWER,)),
         (s.REFUSED_EARLY, e.CANCEL): (s.REFUSED_EARLY, (a.CONFIRM_CANCEL,)),
-        (s.REFUSED_EARLY, e.PREFILL_ENDED): (s.ENDED, (a.SENT,)),
-        (s.REFUSED_EARLY, e.PREFILL_ABORTED): (s.ENDED, (a.SENT,)),
         (s.REFUSED_EARLY, e.PEER_ENDED): (s.REFUSED_EARLY, ()),
         (s.OFFERED, e.REGISTER): (s.PUSHING, (a.ACKNOWLEDGE,)),
         (s.OFFERED, e.REGISTER_MISMATCH): (s.STOPPED, (a.ANSWER,)),
@@ -261,7 +255,7 @@ class Keyed(Protocol):
     """What the ledger keeps: a ticket knows its key."""
 
     @property
-    def key(self) -> TransferKey: ...
+    def key(self) -> LegKey: ...
 
 
 TicketT = TypeVar("TicketT", bound=Keyed)
@@ -271,11 +265,11 @@ class Ledger(Generic[TicketT]):
     """The tickets of one side by key. Live ones stay; ended ones are remembered up to a bound, the oldest go first."""
 
     def __init__(self, most_ended: int) -> None:
-        self._live: dict[TransferKey, TicketT] = {}
-        self._ended: OrderedDict[TransferKey, TicketT] = OrderedDict()
+        self._live: dict[LegKey, TicketT] = {}
+        self._ended: OrderedDict[LegKey, TicketT] = OrderedDict()
         self._most_ended = most_ended
 
-    def get(self, key: TransferKey) -> TicketT | None:
+    def get(self, key: LegKey) -> TicketT | None:
         return self._live.get(key) or self._ended.get(key)
 
     def keep(self, ticket: TicketT, ended: bool) -> None:

@@ -17,6 +17,7 @@ from splitserve.core.config import KvTransferSettings
 from splitserve.core.worker import KvFormat
 from splitserve.kv.control import ControlChannel
 from splitserve.kv.destination import DestinationSide
+from splitserve.kv.layout import Shard, slice_between
 from splitserve.kv.messages import Cancel, Cancelled, Done, Failed, Message, Progress, Register
 from splitserve.kv.news import ChannelBroke, News, PeerEnded, PeerRefused, PeerSilent, PeerUp, Received
 from splitserve.kv.outlet import Outlet
@@ -33,7 +34,6 @@ CALM_AFTER_S = 1.0
 GREETING_S = 3.0  # A transport's first contact needs both sides' help for so long.
 EXPIRE_S = 0.05
 IDLE_S = 60.0
-STUCK_SILENCES = 2  # A WRITE is stuck after so many times peer_silent_s.
 RETRIES_PER_SILENCE = 5
 QUEUED_NEWS = 65_536
 CANCEL_TIMEOUT_S = 2.0  # How long a closing worker waits for its sources to stop,
@@ -82,19 +82,21 @@ class TransferLoop:
         uuid: str,
         transport: Transport,
         kv: KvFormat,
+        shard: Shard,
         settings: KvTransferSettings,
         on_event: OnEvent,
         inbox: Inbox,
     ) -> None:
         self._transport = transport
+        self._kv = kv
+        self._shard = shard
         self._inbox = inbox
         self.counters = Counters()
-        self.control = ControlChannel(uuid, kv, transport.address, settings, self._hear)
+        self.control = ControlChannel(uuid, kv, shard, transport.address, settings, self._hear)
         self.outlet = Outlet(self.control.send, on_event, self.counters)
-        stuck_s = STUCK_SILENCES * settings.peer_silent_s
         retry_s = settings.peer_silent_s / RETRIES_PER_SILENCE
-        self.source = SourceSide(transport, self.outlet, kv, settings.lease_s, stuck_s)
-        self.destination = DestinationSide(self.outlet, self.control.connect, retry_s)
+        self.source = SourceSide(transport, self.outlet, shard, settings)
+        self.destination = DestinationSide(self.outlet, shard.part, self.control.connect, retry_s)
         self._stop_by = inf
         self._greeting_until = 0.0
         self._expire_at = 0.0
@@ -180,13 +182,16 @@ class TransferLoop:
                 self.destination.on_message(sender, message, now)
 
     def _peer_up(self, news: PeerUp, now: float) -> None:
+        cut = slice_between(self._shard, news.shard, self._kv)
         try:
-            self._transport.connect(news.uuid, news.address)
+            if cut is not None:
+                self._transport.connect(news.uuid, news.address, cut)
         except TransportError as error:
             _log.warning("KV peer %s can't be written to: %s", news.uuid, error)
             self.destination.peer_refused(news.uuid, str(error), now)
             return
         self._greeting_until = now + GREETING_S
+        self.source.peer_up(news.uuid, cut, now)
         self.destination.peer_up(news.uuid, now)
 
     # The end ---------------------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import msgspec
 from msgspec import Meta
 
 from splitserve.core.worker import KvFormat, TransferStats
-from splitserve.kv.layout import PROMPT_HASH_BYTES
+from splitserve.kv.layout import PROMPT_HASH_BYTES, Shard
 from splitserve.kv.ticket import TransferKey
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_MESSAGE_BYTES = 4 << 20
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -33,6 +33,7 @@ class Hello(Body, frozen=True):
 
     endpoint: Endpoint
     kv: KvFormat
+    shard: Shard
     address: bytes
 
 
@@ -41,12 +42,20 @@ class HelloReply(Body, frozen=True):
 
     asked: Name
     kv: KvFormat
+    shard: Shard
     address: bytes
     refused: Sentence = ""
 
 
+class GroupTable(msgspec.Struct, frozen=True, array_like=True):
+    """One group's `Table` in a Register."""
+
+    first_block: Count
+    blocks: Annotated[tuple[BlockId, ...], Meta(max_length=1 << 19)]
+
+
 class TicketMessage(Body, frozen=True):
-    """Base of messages about one transfer."""
+    """Base of messages about one transfer between two ranks."""
 
     transfer_id: Name
     epoch: Count
@@ -57,16 +66,16 @@ class TicketMessage(Body, frozen=True):
 
 
 class Register(TicketMessage, frozen=True):
-    """Destination to source: write the prompt's block `first_block + i` into my block `blocks[i]`, in every layer."""
+    """Destination to source: write the KV of these `tokens` tokens into my blocks, in every layer that we share."""
 
     prompt_hash: Digest
-    first_block: Count
-    blocks: Annotated[tuple[BlockId, ...], Meta(max_length=1 << 19)]
+    tokens: Count
+    tables: Annotated[tuple[GroupTable, ...], Meta(max_length=256)]
     deadline_s: float
 
 
 class Progress(TicketMessage, frozen=True):
-    """Source to destination: the claim is known; so many blocks, summed over layers, are written."""
+    """Source to destination: the claim is known; so many cells, summed over layers, are written."""
 
     written: Count = 0
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from splitserve.kv.layout import Shard
 from splitserve.kv.messages import Message
 
 
@@ -16,6 +17,7 @@ class PeerUp:
     """Said Hello and fits, or speaks again after silence."""
 
     uuid: str
+    shard: Shard
     address: bytes
 
 

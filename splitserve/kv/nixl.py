@@ -14,9 +14,10 @@ import numpy as np
 from nixl import _bindings as nixl_errors
 from nixl._api import nixl_agent, nixl_agent_config
 
+from splitserve.kv.layout import Cut, Slice
 from splitserve.kv.transport import Region, TransportError, WriteState
 
-_LOCAL = "NIXL_INIT_AGENT"
+_LOCAL = "NIXL_INIT_AGENT"  # what NIXL calls this side's descriptors
 _NIXL_ERRORS: tuple[type[Exception], ...] = (
     nixl_errors.nixlBackendError,
     nixl_errors.nixlCancelledError,
@@ -47,11 +48,21 @@ class _Write:
     state: WriteState
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """One end of a slice: its prepared descriptors, in the order of layer, block, cell and run."""
+
+    descriptors: Any
+    blocks: int
+    cells: int
+    runs: int
+
+
 @dataclass(slots=True)
 class _Peer:
     agent: str
-    regions: list[Region]
-    descriptors: Any
+    source: _End
+    destination: _End
     in_flight: set[_Write] = field(default_factory=set)
 
 
@@ -71,13 +82,13 @@ class NixlTransport:
         self._type = memory_type
         self._device = device
         self._peers: dict[str, _Peer] = {}
+        self._ends: dict[tuple[int, Cut], _End] = {}  # of this side, shared by peers of alike slices
         self._refused_release: list[Any] = []
         try:
             self._agent = nixl_agent(uuid, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
             ranges = [(address, size, device, "") for address, size in sorted(set(memory))]
             registered = self._agent.get_reg_descs(ranges, mem_type=memory_type)
             self._registered = self._agent.register_memory(registered)
-            self._local = self._prepare(_LOCAL, self._regions, memory_type, device)
             metadata = self._agent.get_agent_metadata()
         except _START_ERRORS as error:
             raise TransportError(f"NIXL can't register the KV memory: {error}") from error
@@ -87,19 +98,19 @@ class NixlTransport:
     def address(self) -> bytes:
         return self._address
 
-    def connect(self, peer: str, address: bytes) -> None:
+    def connect(self, peer: str, address: bytes, cut: Slice) -> None:
         if peer in self._peers:
             return
         theirs = _decode(address)
-        _check_regions(self._regions, theirs.regions)
         try:
             agent = self._agent.add_remote_agent(theirs.metadata)
             name = agent.decode() if isinstance(agent, bytes) else agent
             self._agent.make_connection(name)
-            descriptors = self._prepare(name, theirs.regions, theirs.memory, theirs.device)
+            source = self._local_end(cut)
+            destination = self._prepare(name, theirs.regions, cut.layers, cut.destination, theirs.memory, theirs.device)
         except _NIXL_ERRORS as error:
             raise TransportError(f"NIXL can't reach worker {peer}: {error}") from error
-        self._peers[peer] = _Peer(name, theirs.regions, descriptors)
+        self._peers[peer] = _Peer(name, source, destination)
 
     def disconnect(self, peer: str) -> None:
         known = self._peers.pop(peer, None)
@@ -108,7 +119,7 @@ class NixlTransport:
         for write in known.in_flight:
             self._abort(write)
         try:
-            self._agent.release_dlist_handle(known.descriptors)
+            self._agent.release_dlist_handle(known.destination.descriptors)
             self._agent.remove_remote_agent(known.agent)
         except _NIXL_ERRORS as error:
             raise TransportError(f"NIXL can't forget worker {peer}: {error}") from error
@@ -117,10 +128,11 @@ class NixlTransport:
         known = self._peers.get(peer)
         if known is None:
             raise TransportError(f"worker {peer} is not connected")
-        local = _indices(self._regions, layer, source)
-        remote = _indices(known.regions, layer, destination)
+        local, remote = _indices(known.source, layer, source), _indices(known.destination, layer, destination)
         try:
-            handle = self._agent.make_prepped_xfer("WRITE", self._local, local, known.descriptors, remote)
+            handle = self._agent.make_prepped_xfer(
+                "WRITE", known.source.descriptors, local, known.destination.descriptors, remote
+            )
             state = self._agent.transfer(handle)
         except _NIXL_ERRORS as error:
             raise TransportError(f"NIXL refused a WRITE to worker {peer}: {error}") from error
@@ -147,7 +159,8 @@ class NixlTransport:
     def close(self) -> None:
         for peer in list(self._peers):
             self.disconnect(peer)
-        self._agent.release_dlist_handle(self._local)
+        for end in self._ends.values():
+            self._agent.release_dlist_handle(end.descriptors)
         self._agent.deregister_memory(self._registered)
 
     def _state(self, write: _Write) -> WriteState:
@@ -174,27 +187,56 @@ class NixlTransport:
             # would log and try again at some random moment on some random thread, never runs.
             self._refused_release.append(write.handle)
 
-    def _prepare(self, agent: str, regions: Sequence[Region], memory_type: str, device: int) -> Any:
-        """Descriptors in layer order, so block b of layer l is at (blocks of the layers before l) + b."""
-        rows = np.concatenate([_descriptors(region, device) for region in regions])
-        return self._agent.prep_xfer_dlist(agent, rows, mem_type=memory_type)
+    def _local_end(self, cut: Slice) -> _End:
+        key = (cut.layers, cut.source)
+        if key not in self._ends:
+            self._ends[key] = self._prepare(_LOCAL, self._regions, cut.layers, cut.source, self._type, self._device)
+        return self._ends[key]
+
+    def _prepare(
+        self, agent: str, regions: Sequence[Region], layers: int, end: Cut, memory_type: str, device: int
+    ) -> _End:
+        """Raises TransportError if the slice does not lie within these regions."""
+        _check(regions, layers, end)
+        taken = regions[end.first_layer : end.first_layer + layers]
+        rows = np.concatenate([_descriptors(region, end, device) for region in taken])
+        descriptors = self._agent.prep_xfer_dlist(agent, rows, mem_type=memory_type)
+        return _End(descriptors, taken[0].blocks, end.cells, len(end.runs[0]))
 
 
-def _descriptors(region: Region, device: int) -> "np.ndarray[Any, Any]":
-    rows = np.empty((region.blocks, 3), dtype=np.uint64)
-    rows[:, 0] = np.uint64(region.base) + np.arange(region.blocks, dtype=np.uint64) * np.uint64(region.stride)
-    rows[:, 1] = region.block_bytes
-    rows[:, 2] = device
-    return rows
+def _check(regions: Sequence[Region], layers: int, end: Cut) -> None:
+    last = max(offset + size for runs in end.runs for offset, size in runs)
+    taken = regions[end.first_layer : end.first_layer + layers]
+    if len(taken) < layers or any(region.block_bytes < last for region in taken):
+        raise TransportError(
+            f"the slice takes {end.first_layer + layers} layers and {last} bytes of a block; there are {len(regions)} "
+            f"layers with blocks of {min(region.block_bytes for region in regions)} bytes"
+        )
+    if len({region.blocks for region in taken}) != 1:
+        raise TransportError("layers with different numbers of blocks can't be moved together")
 
 
-def _indices(regions: Sequence[Region], layer: int, blocks: Sequence[int]) -> "np.ndarray[Any, Any]":
-    ids = np.asarray(blocks, dtype=np.int64)
-    limit = regions[layer].blocks
+def _descriptors(region: Region, end: Cut, device: int) -> "np.ndarray[Any, Any]":
+    """Rows of (address, bytes, device) for each block, cell and run of one layer."""
+    runs = np.array([run for cell in end.runs for run in cell], dtype=np.uint64)
+    blocks = np.uint64(region.base) + np.arange(region.blocks, dtype=np.uint64) * np.uint64(region.stride)
+    rows = np.empty((region.blocks, len(runs), 3), dtype=np.uint64)
+    rows[:, :, 0] = blocks[:, None] + runs[None, :, 0]
+    rows[:, :, 1] = runs[None, :, 1]
+    rows[:, :, 2] = device
+    return rows.reshape(-1, 3)
+
+
+def _indices(end: _End, layer: int, cells: Sequence[int]) -> "np.ndarray[Any, Any]":
+    ids = np.asarray(cells, dtype=np.int64)
+    limit = end.blocks * end.cells
     if ids.size and (ids.min() < 0 or ids.max() >= limit):
         worst = ids.max() if ids.max() >= limit else ids.min()
-        raise TransportError(f"block {worst} of layer {layer} is outside the {limit} blocks there are")
-    return (ids + sum(region.blocks for region in regions[:layer])).astype(np.int32)
+        raise TransportError(
+            f"block {worst // end.cells} of layer {layer} is outside the {end.blocks} blocks there are"
+        )
+    first = (ids + layer * limit) * end.runs
+    return (first[:, None] + np.arange(end.runs)).reshape(-1).astype(np.int32)
 
 
 def _decode(address: bytes) -> _Address:
@@ -202,10 +244,3 @@ def _decode(address: bytes) -> _Address:
         return msgspec.msgpack.decode(address, type=_Address)
     except msgspec.DecodeError as error:
         raise TransportError("the peer's address is not of a NIXL transport") from error
-
-
-def _check_regions(ours: Sequence[Region], theirs: Sequence[Region]) -> None:
-    if [region.block_bytes for region in ours] != [region.block_bytes for region in theirs]:
-        raise TransportError(
-            f"the peer's {len(theirs)} layers have other block sizes than this worker's {len(ours)} layers"
-        )

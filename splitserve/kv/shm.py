@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from splitserve.kv.layout import Cut, Slice
 from splitserve.kv.transport import TransportError, WriteState
 
 _HEADER_BYTES = mmap.PAGESIZE
@@ -27,6 +28,12 @@ class _Address(msgspec.Struct, frozen=True, array_like=True):
     layers: int
     blocks: int
     block_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    memory: "_Memory"
+    cut: Slice
 
 
 @dataclass(slots=True)
@@ -56,7 +63,7 @@ class ShmTransport:
         self._own.view[:_COOKIE_BYTES] = cookie
         path = self._file or f"/proc/{os.getpid()}/fd/{self._fd}"
         self._address = msgspec.msgpack.encode(_Address(path, cookie, layers, blocks, block_bytes))
-        self._peers: dict[str, _Memory] = {}
+        self._peers: dict[str, _Peer] = {}
 
     def block(self, layer: int, block: int) -> memoryview:
         """One block of this worker's own memory, to fill or to check."""
@@ -66,19 +73,25 @@ class ShmTransport:
     def address(self) -> bytes:
         return self._address
 
-    def connect(self, peer: str, address: bytes) -> None:
+    def connect(self, peer: str, address: bytes, cut: Slice) -> None:
         if peer not in self._peers:
-            self._peers[peer] = _open(_decode(address), self._own)
+            memory = _open(_decode(address))
+            _check(self._own, cut.source, cut)
+            _check(memory, cut.destination, cut)
+            self._peers[peer] = _Peer(memory, cut)
 
     def disconnect(self, peer: str) -> None:
         self._peers.pop(peer, None)
 
     def write(self, peer: str, layer: int, source: Sequence[int], destination: Sequence[int]) -> object:
-        memory = self._peers.get(peer)
-        if memory is None:
+        known = self._peers.get(peer)
+        if known is None:
             raise TransportError(f"worker {peer} is not connected")
         for ours, theirs in zip(source, destination, strict=True):
-            memory.block(layer, theirs)[:] = self._own.block(layer, ours)
+            read = _cell(self._own, known.cut, known.cut.source, layer, ours)
+            written = _cell(known.memory, known.cut, known.cut.destination, layer, theirs)
+            for here, there in zip(read, written, strict=True):
+                there[:] = here
         return WriteState.DONE
 
     def poll(self, handle: object) -> WriteState:
@@ -120,13 +133,8 @@ def _decode(address: bytes) -> _Address:
         raise TransportError("the peer's address is not of a shared-memory transport") from error
 
 
-def _open(peer: _Address, own: _Memory) -> _Memory:
+def _open(peer: _Address) -> _Memory:
     """Maps a peer's memory. The cookie proves that the path still leads to that peer."""
-    if (peer.layers, peer.block_bytes) != (own.layers, own.block_bytes):
-        raise TransportError(
-            f"the peer has {peer.layers} layers of {peer.block_bytes} bytes a block, "
-            f"this worker {own.layers} of {own.block_bytes}"
-        )
     size = _HEADER_BYTES + peer.layers * peer.blocks * peer.block_bytes
     try:
         fd = os.open(peer.path, os.O_RDWR | os.O_CLOEXEC)
@@ -141,3 +149,20 @@ def _open(peer: _Address, own: _Memory) -> _Memory:
     if view[:_COOKIE_BYTES] != peer.cookie:
         raise TransportError("the peer's memory belongs to another process now")
     return _Memory(view, peer.layers, peer.blocks, peer.block_bytes)
+
+
+def _check(memory: _Memory, end: Cut, cut: Slice) -> None:
+    """Whether a slice lies within one end's memory."""
+    last = 0 if cut.whole_blocks else max(offset + size for runs in end.runs for offset, size in runs)
+    if end.first_layer + cut.layers > memory.layers or last > memory.block_bytes:
+        raise TransportError(
+            f"the slice takes {end.first_layer + cut.layers} layers and {last} bytes of a block; "
+            f"there are {memory.layers} layers with blocks of {memory.block_bytes} bytes"
+        )
+
+
+def _cell(memory: _Memory, cut: Slice, end: Cut, layer: int, cell: int) -> list[memoryview]:
+    block = memory.block(end.first_layer + layer, cell // end.cells)
+    if cut.whole_blocks:
+        return [block]
+    return [block[offset : offset + size] for offset, size in end.runs[cell % end.cells]]

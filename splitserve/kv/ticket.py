@@ -4,8 +4,8 @@
 """
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from splitserve.core.worker import KvPeer, TransferStats
 
@@ -15,31 +15,63 @@ class TransferKey:
     transfer_id: str
     epoch: int
 
+    def leg(self, peer: str) -> "LegKey":
+        return LegKey(self.transfer_id, self.epoch, peer)
+
+    def __str__(self) -> str:
+        return f"{self.transfer_id}/{self.epoch}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LegKey:
+    """One rank's share of a transfer with one rank of the other worker, `peer`."""
+
+    transfer_id: str
+    epoch: int
+    peer: str
+
+    @property
+    def transfer(self) -> TransferKey:
+        return TransferKey(self.transfer_id, self.epoch)
+
     def __str__(self) -> str:
         return f"{self.transfer_id}/{self.epoch}"
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """Destination: what the source is asked to write. `blocks[i]` receives the prompt's block `first_block + i`.
-    `deadline_s` is what is left of the request's time when the claim is made."""
+class Table:
+    """Blocks of one group at the destination: `blocks[i]` receives the prompt's block `first_block + i`."""
 
-    key: TransferKey
-    source: KvPeer
-    prompt_hash: bytes
     first_block: int
     blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Destination: what the source's ranks are asked to write: the KV of the first `tokens` tokens, of which
+    `prompt_hash` is the hash, into `tables[g]` for the layers of group g. `deadline_s` is what is left of the request's
+    time when the claim is made."""
+
+    key: TransferKey
+    source: tuple[KvPeer, ...]
+    prompt_hash: bytes
+    tokens: int
+    tables: tuple[Table, ...]
     deadline_s: float
+
+    @property
+    def blocks(self) -> int:
+        return sum(len(table.blocks) for table in self.tables)
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Source: a prefill whose KV `destination` may claim."""
+    """Source: tokens whose KV `destination` may claim, or the beginning of it. `blocks`: how many hold it."""
 
     key: TransferKey
-    destination: KvPeer
-    prompt_hash: bytes
-    prompt_blocks: int  # blocks that the whole prompt takes, the last one perhaps partly filled
+    destination: tuple[KvPeer, ...]
+    tokens: Sequence[int]
+    blocks: int
 
 
 @dataclass(slots=True)
@@ -84,8 +116,9 @@ class Counters:
     bytes_written: int = 0
     writes: int = 0
     cancels: int = 0
+    expired_leases: int = 0
     dropped: Counter[str] = field(default_factory=Counter)  # messages and calls that fit no state, by kind
     failures: Counter[str] = field(default_factory=Counter)  # ended transfers of either side, by reason
 
     def copy(self) -> "Counters":
-        return Counters(self.bytes_written, self.writes, self.cancels, self.dropped.copy(), self.failures.copy())
+        return replace(self, dropped=self.dropped.copy(), failures=self.failures.copy())

@@ -1,4 +1,4 @@
-"""The transfer service of one worker rank: claims, WRITEs and their fences.
+"""The transfer service of one rank of a worker: claims, WRITEs and their fences.
 
 One thread (the transfer thread, `loop.py`) owns the transport and the ledger; the control channel has a thread of its
 own. Engine threads call the methods below, which only enqueue and never block (`start`, `drain` and `close` excepted).
@@ -12,11 +12,23 @@ from functools import partial
 from splitserve.core.config import KvTransferSettings
 from splitserve.core.errors import SplitserveError
 from splitserve.core.worker import KvFormat, KvPeer
+from splitserve.kv.layout import Shard
 from splitserve.kv.loop import CANCEL_TIMEOUT_S, WRITES_TIMEOUT_S, Command, Inbox, TransferLoop
-from splitserve.kv.ticket import Claim, Counters, Offer, OnEvent, Results, TransferEnded, TransferKey
+from splitserve.kv.source import Fence
+from splitserve.kv.ticket import Claim, Counters, Offer, OnEvent, Results, Table, TransferEnded, TransferKey
 from splitserve.kv.transport import Transport, TransportError
 
-__all__ = ["Claim", "Counters", "Offer", "OnEvent", "Results", "TransferEnded", "TransferKey", "TransferService"]
+__all__ = [
+    "Claim",
+    "Counters",
+    "Offer",
+    "OnEvent",
+    "Results",
+    "Table",
+    "TransferEnded",
+    "TransferKey",
+    "TransferService",
+]
 
 START_TIMEOUT_S = 60.0
 
@@ -30,12 +42,14 @@ class TransferService:
         uuid: str,
         transport_factory: Callable[[], Transport],
         kv: KvFormat,
+        shard: Shard,
         settings: KvTransferSettings,
         on_event: OnEvent,
     ) -> None:
         self._uuid = uuid
         self._transport_factory = transport_factory
         self._kv = kv
+        self._shard = shard
         self._settings = settings
         self._on_event = on_event
         self._inbox = Inbox()
@@ -63,16 +77,17 @@ class TransferService:
         """A prefill was accepted. Its claim may have come already, or come later within the lease."""
         self._do(lambda now: self._running.source.offer(offer, now))
 
-    def computing(self, key: TransferKey, blocks: Sequence[int], cached_blocks: int) -> None:
-        """Before a forward: the prefill's absolute block table so far. The first `cached_blocks` are computed in every
-        layer already (prefix hits, earlier chunks) and may be written now."""
-        table = tuple(blocks)
-        self._do(lambda now: self._running.source.computing(key, table, cached_blocks, now))
+    def computing(self, key: TransferKey, tables: Sequence[Sequence[int]], tokens: int) -> None:
+        """Before a forward: the prefill's absolute block table so far in each group. The first `tokens` tokens are
+        computed in every layer already (prefix hits, earlier chunks) and may be written now."""
+        known = tuple(map(tuple, tables))
+        self._do(lambda now: self._running.source.computing(key, known, tokens, now))
 
-    def computed(self, layer: int, ready: Sequence[tuple[TransferKey, int]]) -> None:
-        """After a layer of the forward: for each prefill the number of its blocks complete in this layer."""
-        blocks = tuple(ready)
-        self._do(lambda now: self._running.source.computed(layer, blocks, now))
+    def computed(self, layer: int, tokens: Sequence[tuple[TransferKey, int]], fence: Fence | None = None) -> None:
+        """After a layer of the forward: for each prefill how many of its tokens are computed in this layer, once
+        `fence` says so (asked on the transfer thread; none: now). Layers count over the whole model."""
+        counts = tuple(tokens)
+        self._do(lambda now: self._running.source.computed(layer, counts, fence, now))
 
     def prefill_ended(self, key: TransferKey) -> None:
         """The prompt is computed. Blocks stay until `Results.sent` names the key; the lease starts now if unclaimed."""
@@ -132,6 +147,11 @@ class TransferService:
         return self._running.source.pinned_blocks
 
     @property
+    def in_flight_bytes(self) -> int:
+        """Bytes of WRITEs that have not ended."""
+        return self._running.source.in_flight_bytes
+
+    @property
     def connected(self) -> frozenset[str]:
         """The uuids of workers that said Hello, fit and answer."""
         return self._running.destination.up
@@ -185,7 +205,9 @@ class TransferService:
     def _make_loop(self) -> TransferLoop:
         transport = self._transport_factory()
         try:
-            return TransferLoop(self._uuid, transport, self._kv, self._settings, self._on_event, self._inbox)
+            return TransferLoop(
+                self._uuid, transport, self._kv, self._shard, self._settings, self._on_event, self._inbox
+            )
         except SplitserveError:
             transport.close()
             raise

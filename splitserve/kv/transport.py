@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from splitserve.kv.layout import Slice
+
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One layer's KV blocks in memory: block i is `block_bytes` bytes at `base + i * stride`."""
+    """One layer's KV blocks in one rank's memory: block i is `block_bytes` bytes at `base + i * stride`."""
 
     base: int
     stride: int
@@ -29,15 +31,16 @@ class Transport(Protocol):
     def address(self) -> bytes:
         """What a peer needs to write into the memory registered here."""
 
-    def connect(self, peer: str, address: bytes) -> None:
-        """Prepares WRITEs to this peer (a worker uuid); again for the same peer is harmless. Raises TransportError."""
+    def connect(self, peer: str, address: bytes, cut: Slice) -> None:
+        """Prepares WRITEs of this slice to this peer (a rank's uuid); again for the same peer is harmless. Raises
+        TransportError."""
 
     def disconnect(self, peer: str) -> None:
         """Forgets a peer that has ended; its WRITEs fail."""
 
     def write(self, peer: str, layer: int, source: Sequence[int], destination: Sequence[int]) -> object:
-        """Starts copying local blocks `source[i]` into the peer's blocks `destination[i]` of one layer; returns a
-        handle. Raises TransportError."""
+        """Starts copying local cells `source[i]` into the peer's cells `destination[i]`; returns a handle. `layer`
+        counts within the slice; cell c of block b is number b * cells + c. Raises TransportError."""
 
     def poll(self, handle: object) -> WriteState:
         """State of a WRITE. Once it is not IN_FLIGHT the handle is released and must not be polled again. DONE means

@@ -20,6 +20,7 @@ from splitserve.router.membership import (
     Order,
     SendCancel,
     SendDrain,
+    SendHandOver,
     SendJob,
     SendPeers,
     SendPool,
@@ -128,6 +129,9 @@ def _to_proto(order: Order) -> worker_pb2.RouterMessage:
             return worker_pb2.RouterMessage(job=convert.job_to_proto(job, number))
         case SendCancel(job_id):
             return worker_pb2.RouterMessage(cancel=worker_pb2.Cancel(job_id=job_id))
+        case SendHandOver(job_id, ticket, at_end):
+            hand_over = worker_pb2.HandOver(job_id=job_id, ticket=convert.ticket_to_proto(ticket), at_end=at_end)
+            return worker_pb2.RouterMessage(hand_over=hand_over)
         case SendPeers(peers):
             return worker_pb2.RouterMessage(
                 peers=worker_pb2.Peers(peers=[convert.kv_peer_to_proto(peer) for peer in peers])

@@ -17,11 +17,13 @@ from splitserve.core.deadline import Deadline
 from splitserve.core.errors import DeadlineExceeded, EngineError, InvalidRequest, SplitserveError, Unavailable
 from splitserve.core.request import SamplingParams
 from splitserve.core.worker import DecodeJob, Delta, Failure, KvMode, Outcome, PrefillJob, Ticket, WorkerInfo
-from splitserve.router.mailbox import Event, Lost, Mailbox
+from splitserve.router.departure import Decoding, Departure
+from splitserve.router.mailbox import Event, Lost, Mailbox, Order
 from splitserve.router.membership import Membership
+from splitserve.router.move import Move, Moved
 from splitserve.router.output import Output
 from splitserve.router.timing import Stopwatch
-from splitserve.router.waiting import Binding
+from splitserve.router.waiting import Binding, WaitingRequests
 
 _SETTLE_S = 0.5  # The first tokens may be out before the prefill worker has said how much KV it moved.
 
@@ -29,6 +31,7 @@ _ERRORS: Mapping[Failure, type[SplitserveError]] = {
     Failure.NOT_NOW: Unavailable,
     Failure.TRANSFER: Unavailable,
     Failure.CANCELLED: Unavailable,
+    Failure.MIGRATED: Unavailable,
     Failure.ENGINE: EngineError,
 }
 
@@ -66,13 +69,32 @@ class Work:
     flush: Callable[[], Awaitable[None]]
 
 
-class Attempt:
-    """`with Attempt(...) as attempt: await attempt.run()`."""
+class MovedOn(Exception):
+    """The decode has stopped where it was to go on at `departure.binding`, whose promise is still held."""
 
-    def __init__(self, binding: Binding, work: Work, membership: Membership) -> None:
+    def __init__(self, departure: Departure) -> None:
+        super().__init__()
+        self.departure = departure
+
+
+class Attempt:
+    """`with Attempt(...) as attempt: await attempt.run()`. `arriving`: the order that brought the request here."""
+
+    def __init__(
+        self,
+        binding: Binding,
+        work: Work,
+        membership: Membership,
+        waiting: WaitingRequests,
+        arriving: Departure | None = None,
+    ) -> None:
         self._binding = binding
         self._work = work
         self._membership = membership
+        self._waiting = waiting
+        self._arriving = arriving
+        self._departure: Departure | None = None
+        self._departures = 0
         self._mailbox = Mailbox()
         self._prefilling = binding.prefill is not None
         self._has_tokens = False
@@ -86,14 +108,29 @@ class Attempt:
     ) -> None:
         self._membership.cancel(self._binding.decode_job_id)
         self._membership.cancel(self._binding.prefill_job_id)
+        for event in self._mailbox.left():
+            if isinstance(event, Order):
+                event.move.refuse("the request ended before it had moved")
+        if self._departure is not None and not isinstance(error, MovedOn):
+            self._departure.close("the request ended before it had moved")
+        if self._arriving is not None:
+            self._arriving.close("the worker that it moved to failed; the request goes on elsewhere")
 
     async def run(self) -> None:
-        """Returns when the output is finished. Raises Setback, or InvalidRequest if a worker finds fault with the
-        request itself."""
+        """Returns when the output is finished. Raises Setback, MovedOn, or InvalidRequest if a worker finds fault with
+        the request itself."""
         self._dispatch()
         while self._work.output.finish_reason is None:
             await self._take(await self._events())
         await self._settle()
+
+    def move(self, move: Move) -> None:
+        """Takes the request to another worker, in its turn among the events."""
+        self._mailbox.put(Order(move))
+
+    @property
+    def decode_worker(self) -> str:
+        return self._binding.decode.uuid
 
     # Jobs out ----------------------------------------------------------------------------------------------------
     def _dispatch(self) -> None:
@@ -111,7 +148,9 @@ class Attempt:
             sampling=work.sampling,
             deadline_s=work.deadline.remaining_s,
             output=tuple(work.output.token_ids),
-            ticket=self._ticket(self._binding.prefill, handover) if self._binding.prefill is not None else None,
+            ticket=self._ticket(self._binding.prefill, handover)
+            if self._binding.prefill is not None
+            else self._binding.takeover,
             priority=work.priority,
         )
         self._membership.send(self._binding.decode.uuid, job, self._mailbox)
@@ -132,8 +171,8 @@ class Attempt:
         return Ticket(
             transfer_id=self._work.transfer_id,
             epoch=self._work.epoch,
-            source=prefill.kv_peer,
-            destination=self._binding.decode.kv_peer,
+            source=prefill.kv_peers,
+            destination=self._binding.decode.kv_peers,
             handover=handover,
         )
 
@@ -144,7 +183,7 @@ class Attempt:
         try:
             for event in events:
                 self._on(event)
-        except (Setback, SplitserveError) as error:
+        except (Setback, MovedOn, SplitserveError) as error:
             setback = error
         if setback is not None or self._work.output.finish_reason is None:
             await self._work.flush()
@@ -153,7 +192,11 @@ class Attempt:
 
     def _on(self, event: Event) -> None:
         decodes = event.job_id == self._binding.decode_job_id
-        if isinstance(event, Lost):
+        if isinstance(event, Order):
+            self._depart(event.move)
+        elif self._departure is not None and event.job_id == self._departure.copy_job_id:
+            self._on_copy(event, self._departure)
+        elif isinstance(event, Lost):
             self._on_lost(event, decodes)
         elif decodes:
             self._on_decode(event)
@@ -176,11 +219,16 @@ class Attempt:
         outcome = delta.outcome
         finished = outcome is not None and outcome.finish_reason is not None
         if new_tokens or (finished and not self._has_tokens):
+            now = time.monotonic()
+            if not self._has_tokens and self._arriving is not None:
+                self._arrived(self._arriving, now)
             self._has_tokens = True
-            self._sign_at = time.monotonic()
-            self._work.stopwatch.tokens(self._sign_at)
+            self._sign_at = now
+            self._work.stopwatch.tokens(now)
         if outcome is not None:
             self._work.output.finish_reason = outcome.finish_reason
+            if outcome.failure is Failure.MIGRATED and self._departure is not None:
+                raise MovedOn(self._departure)
             if not finished:
                 raise self._setback(outcome, self._binding.decode)
 
@@ -203,6 +251,53 @@ class Attempt:
             worker = self._binding.prefill  # whoever noticed: without this source the next route may do
         error = _ERRORS[failure](f"worker {worker.name}: {outcome.message or failure.value}")
         return Setback(failure.value, error, worker.uuid)
+
+    # Moving ------------------------------------------------------------------------------------------------------
+    def _depart(self, move: Move) -> None:
+        reason = self._unmovable()
+        if reason:
+            move.refuse(reason)
+            return
+        work = self._work
+        self._departures += 1
+        decoding = Decoding(
+            job_id=self._binding.decode_job_id,
+            request_id=work.request_id,
+            worker=self._binding.decode,
+            sampling=work.sampling,
+            prompt=work.prompt,
+            output=tuple(work.output.token_ids),
+            deadline_s=work.deadline.remaining_s,
+            priority=work.priority,
+            name=f"{self._binding.job_prefix}/move-{self._departures}",
+        )
+        self._departure = Departure(move, decoding, self._waiting, self._membership)
+        self._end_departure(self._departure.start(self._mailbox))
+
+    def _unmovable(self) -> str:
+        """Why it can't leave now; another time it may."""
+        if not self._has_tokens:
+            return "it has not begun to decode; ask again when it has"
+        if self._departure is not None:
+            return "it is on its way to another worker already"
+        return ""
+
+    def _on_copy(self, event: Delta | Lost, departure: Departure) -> None:
+        """The target has what was copied, or could not have it: then all of it goes at the stop."""
+        if isinstance(event, Lost):
+            self._end_departure(f"worker {departure.target} is gone: {event.reason}")
+        elif event.outcome is not None:
+            departure.stop()
+
+    def _end_departure(self, reason: str) -> None:
+        """It stays here, if there is a reason."""
+        if reason and self._departure is not None:
+            departure, self._departure = self._departure, None
+            departure.close(reason)
+
+    def _arrived(self, arriving: Departure, now: float) -> None:
+        stall_s = now - self._work.stopwatch.last_token_at
+        arriving.move.done(Moved(arriving.source, self._binding.decode.name, stall_s))
 
     # Time --------------------------------------------------------------------------------------------------------
     async def _events(self) -> list[Event]:

@@ -2,8 +2,8 @@
 
 A `Journey` belongs to the task of its gRPC call; it awaits, and holds nothing that is not given back by a `with`. It
 does not choose workers (`routing/policy` does, through `waiting`) and does not know the wire. Whatever fails on the way
-is a `Setback`: the next attempt avoids the worker at fault and takes up where the client's tokens end. What can't be
-resumed is in `resume`.
+is a `Setback`: the next attempt avoids the worker at fault and takes up where the client's tokens end. What that keeps
+exact is in `resume`.
 """
 
 import asyncio
@@ -18,10 +18,12 @@ from splitserve.core.errors import DeadlineExceeded, SplitserveError
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import ChatMessage, Chunk, GenerateRequest, Usage
 from splitserve.core.worker import Failure
-from splitserve.router.attempt import Attempt, Setback, Work
+from splitserve.router.attempt import Attempt, MovedOn, Setback, Work
+from splitserve.router.departure import Departure
 from splitserve.router.membership import Membership
+from splitserve.router.move import Move
 from splitserve.router.output import Output
-from splitserve.router.resume import check_resumable, finished_already
+from splitserve.router.resume import finished_already
 from splitserve.router.text import Text
 from splitserve.router.timing import Stopwatch
 from splitserve.router.validate import Limits, check_prompt, check_request
@@ -82,6 +84,7 @@ class Journey:
         self._output = Output()
         self._stopwatch = Stopwatch(arrived_at=time.monotonic())
         self._blame = _Blame()
+        self._attempt: Attempt | None = None
         self._prompt: tuple[int, ...] = ()
         self._sampling = request.sampling
 
@@ -95,18 +98,39 @@ class Journey:
                 self._sampling = check_prompt(self._request, self._prompt, limits)
                 while self._output.finish_reason is None:
                     async with self._around.waiting.bound(self._ask()) as binding:
-                        await self._try(binding)
+                        departure = await self._try(binding, None)
+                    while departure is not None and departure.binding is not None:
+                        departure = await self._try(departure.binding, departure)
                 return await self._finish()
         except TimeoutError as error:
             raise self._too_late() from error
 
-    async def _try(self, binding: Binding) -> None:
-        self._stopwatch.bound(binding)
+    def move(self, move: Move) -> None:
+        """Takes the request to another decode worker; `move` hears what became of it."""
+        if self._attempt is None:
+            move.refuse("it waits for a route; ask again when it decodes")
+        else:
+            self._attempt.move(move)
+
+    @property
+    def decode_worker(self) -> str:
+        """The uuid of the worker that decodes it, or will; empty while it waits for one."""
+        return self._attempt.decode_worker if self._attempt is not None else ""
+
+    async def _try(self, binding: Binding, arriving: Departure | None) -> Departure | None:
+        """One attempt. Returns the departure if the request is to go on at another worker."""
+        self._stopwatch.bound(binding, moved=arriving is not None)
+        around = self._around
         try:
-            with Attempt(binding, self._work(), self._around.membership) as attempt:
-                await attempt.run()
+            with Attempt(binding, self._work(), around.membership, around.waiting, arriving) as self._attempt:
+                await self._attempt.run()
         except Setback as setback:
             self._learn(setback)
+        except MovedOn as moved:
+            return moved.departure
+        finally:
+            self._attempt = None
+        return None
 
     def _learn(self, setback: Setback) -> None:
         """Finishes, goes on to the next attempt, or raises what the client is told."""
@@ -116,7 +140,6 @@ class Journey:
         self._output.finish_reason = finished_already(self._sampling, output, self._around.model.eos_token_ids)
         if self._output.finish_reason is not None:
             return
-        check_resumable(self._sampling, output, setback.error)
         most = self._around.config.max_attempts
         if self._blame.failures >= most or self._blame.broken_engines >= min(most, _MOST_BROKEN_ENGINES):
             raise setback.error

@@ -1,12 +1,14 @@
-"""What one attempt of a request hears from its workers: deltas in order, and the loss of a worker that has a job of it.
+"""What one attempt of a request hears: its workers' deltas in order, the loss of a worker that has a job of it, and the
+order to move.
 
-Filled by `membership` and emptied by the one journey that waits, both on the router's event loop.
+Filled by `membership` and `journey`, emptied by the one journey that waits, both on the router's event loop.
 """
 
 import asyncio
 from dataclasses import dataclass
 
 from splitserve.core.worker import Delta
+from splitserve.router.move import Move
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,15 @@ class Lost:
     reason: str
 
 
-Event = Delta | Lost
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Not from a worker: the request is to go elsewhere."""
+
+    move: Move
+    job_id: str = ""
+
+
+Event = Delta | Lost | Order
 
 
 class Mailbox:
@@ -28,6 +38,11 @@ class Mailbox:
     def put(self, event: Event) -> None:
         self._events.append(event)
         self._filled.set()
+
+    def left(self) -> list[Event]:
+        """What nobody has taken."""
+        events, self._events = self._events, []
+        return events
 
     async def take(self) -> list[Event]:
         """Waits for an event, returns all there are: whatever came while the last ones were sent goes out together."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from splitserve.core.errors import JoinRefused, UnknownWorker
 from splitserve.core.fleet import Health, WorkerStatus
-from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Pool, WorkerInfo
+from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Pool, Ticket, WorkerInfo
 from splitserve.kv.layout import differing_field
 from splitserve.router.mailbox import Lost, Mailbox
 from splitserve.routing.fleet import Fleet
@@ -30,6 +30,13 @@ class SendCancel:
 
 
 @dataclass(frozen=True, slots=True)
+class SendHandOver:
+    job_id: str
+    ticket: Ticket
+    at_end: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SendPeers:
     peers: tuple[KvPeer, ...]
 
@@ -44,7 +51,7 @@ class SendDrain:
     pass
 
 
-Order = SendJob | SendCancel | SendPeers | SendPool | SendDrain
+Order = SendJob | SendCancel | SendHandOver | SendPeers | SendPool | SendDrain
 
 
 @dataclass(slots=True)
@@ -56,6 +63,7 @@ class Attachment:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     gone_reason: str = ""
     finished_jobs: int = 0
+    migrated_jobs: int = 0
 
 
 @dataclass(slots=True)
@@ -143,6 +151,12 @@ class Membership:
             sent.mailbox = None
             self._attachments[sent.worker].outbox.put_nowait(SendCancel(job_id))
 
+    def hand_over(self, job_id: str, ticket: Ticket, *, at_end: bool) -> None:
+        """A running decode's KV is to be claimable under this ticket. Does nothing if it has ended."""
+        sent = self._sent.get(job_id)
+        if sent is not None:
+            self._attachments[sent.worker].outbox.put_nowait(SendHandOver(job_id, ticket, at_end))
+
     def worker(self, uuid: str) -> WorkerInfo | None:
         attachment = self._attachments.get(uuid)
         return attachment.info if attachment is not None else None
@@ -171,6 +185,15 @@ class Membership:
     def statuses(self) -> tuple[WorkerStatus, ...]:
         now = self._clock()
         return tuple(self._fleet.status(worker.uuid, now) for worker in self._fleet.workers)
+
+    def find(self, name_or_uuid: str) -> WorkerInfo:
+        """Raises UnknownWorker."""
+        return self._named(name_or_uuid).info
+
+    @property
+    def draining(self) -> tuple[str, ...]:
+        """The uuids of workers that drain, by whoever's order."""
+        return tuple(status.worker.uuid for status in self.statuses() if status.health is Health.DRAINING)
 
     @property
     def can_serve(self) -> bool:
@@ -206,12 +229,13 @@ class Membership:
         if delta.outcome.failure is Failure.NOT_NOW:
             self._fleet.refused(uuid)
         self._attachments[uuid].finished_jobs += delta.outcome.failure is None
+        self._attachments[uuid].migrated_jobs += delta.outcome.failure is Failure.MIGRATED
 
     def _introduce(self) -> None:
         """Tells every worker who its peers are now."""
-        peers = tuple(worker.kv_peer for worker in self._fleet.workers)
+        peers = tuple(peer for worker in self._fleet.workers for peer in worker.kv_peers)
         for attachment in self._attachments.values():
-            others = tuple(peer for peer in peers if peer != attachment.info.kv_peer)
+            others = tuple(peer for peer in peers if peer not in attachment.info.kv_peers)
             attachment.outbox.put_nowait(SendPeers(others))
 
 

@@ -1,25 +1,28 @@
-"""What may go on elsewhere once a decode worker is lost in mid-stream. Pure.
+"""What may go on with another decode worker, when its own was lost (resumed) or because it is to move (migrated). Pure.
 
-The next worker gets the prompt and the tokens that the client has, and makes the ones after.
+The next worker gets the prompt and the tokens that the client has, and makes the ones after. Both ways share one
+`SamplerState`, which follows from the sampling parameters and these tokens.
 
-| feature | resumed | why |
+| feature | goes on | why |
 |---|---|---|
 | greedy (temperature 0) | exact | the next token is a function of the tokens before it |
 | sampling without a seed | exact in distribution | each draw is independent of the draws before it |
-| sampling with a seed | valid, not identical | the generator starts anew; the draws already made are not replayed |
-| repetition_penalty | exact | it looks at prompt and output alike |
-| presence_penalty, frequency_penalty | refused | they count output tokens only; the output so far is now prompt |
-| max_tokens, min_tokens | exact | the worker is told the output so far, and counts it |
+| sampling with a seed | exact | one draw per output token: the generator is moved past those that were made |
+| presence_penalty, frequency_penalty | exact | the sampler counts the output so far as output |
+| repetition_penalty, top_p, top_k, min_p | exact | they look at prompt and output alike, or at one step |
+| max_tokens, min_tokens, usage | exact | the worker is told the output so far, and counts it |
 | stop strings, text | exact | the worker replays the output so far through its detokeniser |
 | stop_token_ids, ignore_eos, logprobs | exact | they look at one step |
+
+That holds where the engine takes up all of `STATEFUL`. vLLM with its model runner V2 takes up seeds alone (each of its
+draws follows from seed and position); vLLM with speculative decoding nothing. There the draws of a resumed request are
+valid but not identical, its penalties are refused by the worker, by name, and neither should be migrated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from splitserve.core.errors import SplitserveError, Unavailable
 from splitserve.core.request import FinishReason, SamplingParams
-
-_COUNT_OUTPUT_ONLY = ("presence_penalty", "frequency_penalty")
+from splitserve.core.sampler_state import STATEFUL, SamplerState
 
 
 def finished_already(
@@ -36,11 +39,11 @@ def finished_already(
     return FinishReason.LENGTH if len(output) >= sampling.max_tokens else None
 
 
-def check_resumable(sampling: SamplingParams, output: Sequence[int], cause: SplitserveError) -> None:
-    """Raises Unavailable naming the field that stands in the way."""
-    for name in _COUNT_OUTPUT_ONLY:
-        if output and getattr(sampling, name) != 0:
-            raise Unavailable(
-                f"sampling.{name}: a request with it can't be resumed after {len(output)} tokens ({cause}); "
-                "send it again from the start"
-            ) from cause
+def migration_refusal(sampling: SamplingParams, output: Sequence[int], restores: Collection[str] = STATEFUL) -> str:
+    """Why a running request must not move to an engine that takes up the state of these fields alone; "" if it may.
+    What would go on valid but not identical is refused too: nothing forces it to move."""
+    lost = SamplerState.of(sampling, output).lost_on(restores)
+    if not lost:
+        return ""
+    names = ", ".join(f"sampling.{name}" for name in lost)
+    return f"{names}: the other worker's engine can't take up its state after {len(output)} tokens; let it finish here"

@@ -1,4 +1,5 @@
-"""Which requests run in this router, so that ids are unique among them and a drain knows when they have ended.
+"""Which requests run in this router: ids are unique among them, an operator names one, a drain knows when all have
+ended.
 
 One object on the router's event loop; only `ended` awaits.
 """
@@ -6,19 +7,30 @@ One object on the router's event loop; only `ended` awaits.
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from splitserve.core.errors import InvalidRequest, Unavailable
+from splitserve.router.move import Move
+
+
+class Traveller(Protocol):
+    """A request on its way: its journey."""
+
+    @property
+    def decode_worker(self) -> str: ...
+
+    def move(self, move: Move) -> None: ...
 
 
 class Running:
     def __init__(self) -> None:
-        self._ids: set[str] = set()
+        self._requests: dict[str, Traveller | None] = {}
         self._draining = False
         self._none = asyncio.Event()
         self._none.set()
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._requests)
 
     @property
     def draining(self) -> bool:
@@ -29,16 +41,28 @@ class Running:
         """Holds the id until the block is left. Raises Unavailable while draining, InvalidRequest for an id in use."""
         if self._draining:
             raise Unavailable("this router is draining; send the request to another one, or again later")
-        if request_id in self._ids:
+        if request_id in self._requests:
             raise InvalidRequest("request_id", f"{request_id!r} is running already; choose another, or leave it empty")
-        self._ids.add(request_id)
+        self._requests[request_id] = None
         self._none.clear()
         try:
             yield
         finally:
-            self._ids.discard(request_id)
-            if not self._ids:
+            del self._requests[request_id]
+            if not self._requests:
                 self._none.set()
+
+    def travels(self, request_id: str, traveller: Traveller) -> None:
+        """An admitted request is on its way."""
+        self._requests[request_id] = traveller
+
+    def get(self, request_id: str) -> Traveller | None:
+        return self._requests.get(request_id)
+
+    def decoding_at(self, worker: str) -> dict[str, Traveller]:
+        """The requests whose decode worker this is, or will be."""
+        there = {name: each for name, each in self._requests.items() if each is not None}
+        return {name: each for name, each in there.items() if each.decode_worker == worker}
 
     def drain(self) -> None:
         """From now on nothing is admitted."""

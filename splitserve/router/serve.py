@@ -16,6 +16,7 @@ from splitserve.core.fleet import FleetStatus, Health
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import Pool
 from splitserve.router.attach import FleetService
+from splitserve.router.evacuation import Evacuation
 from splitserve.router.journey import Surroundings
 from splitserve.router.membership import Membership
 from splitserve.router.running import Running
@@ -54,6 +55,7 @@ class Router:
         self._worker_counts: Mapping[tuple[Pool, Health], int] = {}
         self._server: Server | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._metrics = metrics
         metrics.watch(lambda: len(self._waiting), lambda: len(self._running), lambda: self._worker_counts)
 
     async def __aenter__(self) -> Self:
@@ -74,7 +76,7 @@ class Router:
         self._server = Server(self._config.listen, self._config.max_message_mib, _SERVICES)
         self._register(self._server)
         await self._server.start()
-        self._watcher = asyncio.create_task(self._watch(self._server), name="watch over the fleet")
+        self._watcher = asyncio.create_task(self._look_after(self._server), name="watch over the fleet")
         self._logger.info("router listens", address=self.address, model=self._model.name, uuid=self.uuid)
 
     async def drain(self) -> None:
@@ -113,10 +115,16 @@ class Router:
     def _register(self, server: Server) -> None:
         attach = FleetService(self._membership, self.uuid, self._config.heartbeat_interval_s, self._logger)
         inference = InferenceService(self._around, self._running, self._logger)
-        admin = AdminService(self._membership, self.status, self._config.deadline_s)
+        admin = AdminService(self._membership, self._running, self.status, self._metrics, self._config.deadline_s)
         worker_pb2_grpc.add_FleetServicer_to_server(attach, server.grpc)  # type: ignore[no-untyped-call]
         inference_pb2_grpc.add_InferenceServicer_to_server(inference, server.grpc)  # type: ignore[no-untyped-call]
         admin_pb2_grpc.add_AdminServicer_to_server(admin, server.grpc)  # type: ignore[no-untyped-call]
+
+    async def _look_after(self, server: Server) -> None:
+        evacuation = Evacuation(self._running, lambda: self._membership.draining, self._metrics)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch(server))
+            tasks.create_task(evacuation.run())
 
     async def _watch(self, server: Server) -> None:
         """What no message tells: workers that have gone silent. Health and gauges follow."""

@@ -13,6 +13,7 @@ from splitserve.core.fleet import FleetStatus
 from splitserve.core.request import Chunk, GenerateRequest
 from splitserve.router.journey import Journey, Surroundings
 from splitserve.router.membership import Membership
+from splitserve.router.move import Move, Moved, MoveRefused
 from splitserve.router.running import Running
 from splitserve.rpc import convert
 from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
@@ -38,7 +39,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             with _recorded(request_id, self._around.metrics, self._logger):
                 request = replace(convert.request_from_proto(message), request_id=request_id)
                 with self._running.admitted(request_id):
-                    await self._travel(Journey(request, send, self._around, context.time_remaining()), request)
+                    journey = Journey(request, send, self._around, context.time_remaining())
+                    self._running.travels(request_id, journey)
+                    await self._travel(journey, request)
         except SplitserveError as error:
             await abort(context, error)
 
@@ -85,8 +88,17 @@ def _recorded(request_id: str, metrics: RouterMetrics, logger: Logger) -> Iterat
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    def __init__(self, membership: Membership, status: Callable[[], FleetStatus], drain_within_s: float) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        running: Running,
+        status: Callable[[], FleetStatus],
+        metrics: RouterMetrics,
+        drain_within_s: float,
+    ) -> None:
         self._membership = membership
+        self._running = running
+        self._metrics = metrics
         self._status = status
         self._drain_within_s = drain_within_s
 
@@ -100,9 +112,22 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.DrainResponse:
         within_s = message.timeout_s if message.HasField("timeout_s") else self._drain_within_s
         try:
-            return admin_pb2.DrainResponse(finished_requests=await self._drain(message.worker, within_s))
+            finished, migrated = await self._drain(message.worker, within_s)
+            return admin_pb2.DrainResponse(finished_requests=finished, migrated_requests=migrated)
         except SplitserveError as error:
             await abort(context, error)
+
+    async def Migrate(
+        self, message: admin_pb2.MigrateRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.MigrateResponse:
+        within_s = message.timeout_s if message.HasField("timeout_s") else self._drain_within_s
+        try:
+            moved = await self._migrate(message.request_id, message.worker, within_s)
+        except SplitserveError as error:
+            await abort(context, error)
+        return admin_pb2.MigrateResponse(
+            from_worker=moved.from_worker, to_worker=moved.to_worker, stall_s=moved.stall_s
+        )
 
     async def SetWorkerPool(
         self, message: admin_pb2.SetWorkerPoolRequest, context: grpc.aio.ServicerContext
@@ -113,12 +138,31 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             await abort(context, error)
         return convert.worker_status_to_proto(status)
 
-    async def _drain(self, worker: str, within_s: float) -> int:
-        """How many jobs it finished meanwhile."""
-        if not within_s > 0:
-            raise InvalidRequest("timeout_s", f"{within_s} must be a number of seconds above 0")
+    async def _migrate(self, request_id: str, worker: str, within_s: float) -> Moved:
+        _check_timeout(within_s)
+        traveller = self._running.get(request_id)
+        if traveller is None:
+            raise InvalidRequest("request_id", f"no request {request_id!r} runs in this router")
+        move = Move(self._membership.find(worker).uuid if worker else None)
+        traveller.move(move)
+        try:
+            async with asyncio.timeout(within_s):
+                moved = await move.result()
+        except MoveRefused:
+            self._metrics.move_refused()
+            raise
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"timeout_s: {request_id} has not moved within {within_s:g} s; it may still"
+            ) from error
+        self._metrics.moved(moved.stall_s)
+        return moved
+
+    async def _drain(self, worker: str, within_s: float) -> tuple[int, int]:
+        """How many jobs it finished meanwhile, and how many moved elsewhere."""
+        _check_timeout(within_s)
         attachment = self._membership.drain(worker)
-        before = attachment.finished_jobs
+        before, moved_before = attachment.finished_jobs, attachment.migrated_jobs
         try:
             async with asyncio.timeout(within_s):
                 await attachment.gone.wait()
@@ -127,4 +171,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 f"timeout_s: {worker} still runs requests after {within_s:g} s; it goes on "
                 "draining and takes no new ones: call again to wait longer"
             ) from error
-        return attachment.finished_jobs - before
+        return attachment.finished_jobs - before, attachment.migrated_jobs - moved_before
+
+
+def _check_timeout(within_s: float) -> None:
+    if not within_s > 0:
+        raise InvalidRequest("timeout_s", f"{within_s} must be a number of seconds above 0")

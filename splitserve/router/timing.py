@@ -15,6 +15,7 @@ class Stopwatch:
     first_token_at: float | None = None
     last_token_at: float = 0.0
     routes: int = 0
+    moves: int = 0
     kv_bytes: int = 0
     kv_bytes_before_prefill_ended: int = 0
     _served_by: Binding | None = None
@@ -22,8 +23,9 @@ class Stopwatch:
     _prefilled_at: float | None = None
     _uncovered_s: float = 0.0
 
-    def bound(self, binding: Binding) -> None:
+    def bound(self, binding: Binding, *, moved: bool = False) -> None:
         self.routes += 1
+        self.moves += moved
         self._decode_worker = binding.decode.name
         if self.first_token_at is None:
             self._served_by, self._prefilled_at, self._uncovered_s = binding, None, 0.0
@@ -59,7 +61,7 @@ class Stopwatch:
             decode_worker=self._decode_worker,
             kv_bytes=self.kv_bytes,
             kv_bytes_before_prefill_ended=self.kv_bytes_before_prefill_ended,
-            attempts=self.routes,
+            attempts=self.routes - self.moves,
         )
 
     def _transfer_s(self, served: Binding, first_token_at: float) -> float:

@@ -8,14 +8,14 @@ route is bound late and its promise to the workers is given back on every ending
 import asyncio
 import time
 from bisect import insort
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from splitserve.core.errors import Overloaded, SplitserveError, Unavailable
-from splitserve.core.worker import Pool, WorkerInfo
+from splitserve.core.worker import Pool, Ticket, WorkerInfo
 from splitserve.routing.fleet import Fleet
-from splitserve.routing.policy import Need, NoRoute, Route, choose
+from splitserve.routing.policy import Need, NoRoute, Route, choose, choose_target
 from splitserve.routing.promise import Promise
 
 _SHORTEST_RETRY_S = 0.5
@@ -37,12 +37,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A bound route. `prefill` is None where the decode worker computes the prompt itself."""
+    """A bound route. `prefill` is None where the decode worker computes the prompt itself, or takes the KV over from
+    another decode worker under `takeover`."""
 
     decode: WorkerInfo
     prefill: WorkerInfo | None
     job_prefix: str
     bound_at: float
+    takeover: Ticket | None = None
 
     @property
     def decode_job_id(self) -> str:
@@ -86,6 +88,22 @@ class WaitingRequests:
             yield await waiter.bound
         finally:
             self._leave(waiter)
+
+    @contextmanager
+    def target(self, source: WorkerInfo, tokens: int, job_prefix: str, wanted: str | None) -> Iterator[Binding | None]:
+        """A worker that takes over a decode of so many tokens from `source` now, promised until the block is left or
+        its job is sent; None if there is none."""
+        uuid = choose_target(self._fleet.candidates(self._clock()), tokens, source.uuid, wanted)
+        if uuid is None:
+            yield None
+            return
+        decode = next(worker for worker in self._fleet.workers if worker.uuid == uuid)
+        binding = Binding(decode, None, job_prefix, self._clock())
+        self._fleet.promise(uuid, binding.decode_job_id, Promise(Pool.DECODE, tokens, waits_for_kv=True))
+        try:
+            yield binding
+        finally:
+            self._withdraw(binding)
 
     def pump(self) -> None:
         """Binds whatever can go now. To be called whenever a worker's grant or the fleet has changed."""

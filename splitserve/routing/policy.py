@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from splitserve.core.fleet import Health
 from splitserve.core.worker import Pool
-from splitserve.kv.layout import blocks_for
+from splitserve.kv.layout import blocks_for, differing_field
 from splitserve.routing.admission import Limits, decode_blocks, fits_decode, fits_prefill
 from splitserve.routing.fleet import Candidate
 
@@ -62,6 +62,18 @@ def choose(candidates: Sequence[Candidate], need: Need) -> Route | Wait | NoRout
     return _route(_of(usable, Pool.PREFILL), _of(usable, Pool.DECODE), need.tokens) or Wait()
 
 
+def choose_target(candidates: Sequence[Candidate], tokens: int, source: str, wanted: str | None) -> str | None:
+    """The least loaded worker that takes over a decode of so many tokens, KV and all, from this worker now; `wanted`
+    alone if that is given."""
+    here = next((c for c in candidates if c.info.uuid == source), None)
+    others = [c for c in candidates if c.health is Health.READY and c.info.uuid != source]
+    pool = [c for c in others if c.info.uuid == wanted] if wanted is not None else _of(others, Pool.DECODE)
+    taking = [
+        c for c in pool if here is not None and not differing_field(here.info.kv, c.info.kv) and _parks(c, tokens)
+    ]
+    return min(taking, key=_decode_load).info.uuid if taking else None
+
+
 def _why_none(candidates: Sequence[Candidate]) -> str:
     if not candidates:
         return "no worker has joined this router; start one, or send the request again when one is back"
@@ -96,7 +108,7 @@ def _can_move(prefill: Candidate, decode: Candidate, tokens: int) -> bool:
     block_size = decode.info.kv.block_size
     return (
         tokens >= _LEAST_TOKENS_TO_MOVE
-        and prefill.info.kv == decode.info.kv
+        and not differing_field(prefill.info.kv, decode.info.kv)
         and blocks_for(tokens, block_size) <= _limits(prefill).reserve
         and decode_blocks(tokens, block_size) <= _limits(decode).parked_limit
     )

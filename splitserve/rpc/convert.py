@@ -28,6 +28,7 @@ from splitserve.core.worker import (
     Job,
     KvFormat,
     KvMode,
+    KvPart,
     KvPeer,
     Load,
     Outcome,
@@ -39,7 +40,7 @@ from splitserve.core.worker import (
 )
 from splitserve.rpc.gen import admin_pb2, inference_pb2, worker_pb2
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 KeyT = TypeVar("KeyT")
 
@@ -54,6 +55,7 @@ _FAILURES: Mapping[Failure, worker_pb2.Failure] = {
     Failure.CANCELLED: worker_pb2.FAILURE_CANCELLED,
     Failure.INVALID: worker_pb2.FAILURE_INVALID,
     Failure.ENGINE: worker_pb2.FAILURE_ENGINE,
+    Failure.MIGRATED: worker_pb2.FAILURE_MIGRATED,
 }
 _SAMPLING_DEFAULTS = SamplingParams()
 _SAMPLING_SCALARS = tuple(
@@ -159,18 +161,17 @@ def pool_from_proto(value: int, field: str = "pool") -> Pool:
 
 
 def kv_peer_to_proto(peer: KvPeer) -> worker_pb2.KvPeer:
-    return worker_pb2.KvPeer(uuid=peer.uuid, endpoint=peer.endpoint)
+    return worker_pb2.KvPeer(uuid=peer.uuid, endpoint=peer.endpoint, part=_same_fields_to(worker_pb2.KvPart, peer.part))
 
 
 def kv_peer_from_proto(message: worker_pb2.KvPeer) -> KvPeer:
-    return KvPeer(uuid=message.uuid, endpoint=message.endpoint)
+    return KvPeer(uuid=message.uuid, endpoint=message.endpoint, part=_same_fields_from(KvPart, message.part))
 
 
 def worker_info_to_proto(info: WorkerInfo) -> worker_pb2.WorkerInfo:
     kv = _same_fields_to(worker_pb2.KvFormat, info.kv)
-    return _same_fields_to(
-        worker_pb2.WorkerInfo, info, pool=pool_to_proto(info.pool), kv=kv, kv_peer=kv_peer_to_proto(info.kv_peer)
-    )
+    peers = [kv_peer_to_proto(peer) for peer in info.kv_peers]
+    return _same_fields_to(worker_pb2.WorkerInfo, info, pool=pool_to_proto(info.pool), kv=kv, kv_peers=peers)
 
 
 def worker_info_from_proto(message: worker_pb2.WorkerInfo) -> WorkerInfo:
@@ -184,7 +185,8 @@ def worker_info_from_proto(message: worker_pb2.WorkerInfo) -> WorkerInfo:
         message,
         pool=pool_from_proto(message.pool),
         kv=_same_fields_from(KvFormat, message.kv, mode=mode),
-        kv_peer=kv_peer_from_proto(message.kv_peer),
+        kv_peers=tuple(kv_peer_from_proto(peer) for peer in message.kv_peers),
+        restores=tuple(message.restores),
     )
 
 
@@ -198,12 +200,14 @@ def load_from_proto(message: worker_pb2.Load) -> Load:
 
 # Jobs ---------------------------------------------------------------------------------------------------------------
 def ticket_to_proto(ticket: Ticket) -> worker_pb2.Ticket:
-    source, destination = kv_peer_to_proto(ticket.source), kv_peer_to_proto(ticket.destination)
+    source, destination = ([kv_peer_to_proto(peer) for peer in side] for side in (ticket.source, ticket.destination))
     return _same_fields_to(worker_pb2.Ticket, ticket, source=source, destination=destination)
 
 
 def ticket_from_proto(message: worker_pb2.Ticket) -> Ticket:
-    source, destination = kv_peer_from_proto(message.source), kv_peer_from_proto(message.destination)
+    source, destination = (
+        tuple(kv_peer_from_proto(peer) for peer in side) for side in (message.source, message.destination)
+    )
     return _same_fields_from(Ticket, message, source=source, destination=destination)
 
 

@@ -50,6 +50,15 @@ class RouterMetrics:
         self._resumes = Counter(
             "splitserve_resumed_requests", "Requests taken up by another worker in mid-stream", registry=registry
         )
+        self._moves = Counter(
+            "splitserve_migrations", "Running decodes asked to move to another worker", ["outcome"], registry=registry
+        )
+        self._stall = Histogram(
+            "splitserve_migration_stall_seconds",
+            "Between the last token of the one worker and the first of the other",
+            buckets=_TPOT_BUCKETS_S,
+            registry=registry,
+        )
         self._kv_bytes = Counter("splitserve_kv_moved_bytes", "KV moved for finished requests", registry=registry)
         self._kv_bytes_early = Counter(
             "splitserve_kv_moved_before_prefill_ended_bytes", "Of these, moved before prefill ended", registry=registry
@@ -92,6 +101,15 @@ class RouterMetrics:
 
     def resumed(self) -> None:
         self._resumes.inc()
+
+    def moved(self, stall_s: float) -> None:
+        """A running decode goes on at another worker."""
+        self._moves.labels("moved").inc()
+        self._stall.observe(stall_s)
+
+    def move_refused(self) -> None:
+        """It stays where it is, or went on elsewhere as a resumed one."""
+        self._moves.labels("refused").inc()
 
 
 class WorkerMetrics:

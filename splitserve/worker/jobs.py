@@ -88,6 +88,11 @@ class JobTable:
         entry.stopped = True
         return True
 
+    def runs(self, router: str, job_id: str) -> bool:
+        """Whether this router has such a job that was not told to stop."""
+        entry = self._jobs.get(job_id)
+        return entry is not None and entry.router == router and not entry.stopped
+
     def expired(self, now: float) -> tuple[str, ...]:
         """Jobs past their deadline, each named once, to be cancelled."""
         late = [job_id for job_id, entry in self._jobs.items() if entry.expires_at <= now and not entry.stopped]

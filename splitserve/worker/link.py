@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import grpc
 
 from splitserve.core.errors import ConfigError, InvalidRequest, JoinRefused, Unavailable, first_of
-from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, WorkerInfo
+from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, Ticket, WorkerInfo
 from splitserve.rpc import convert
 from splitserve.rpc.channel import open_channel
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
@@ -47,6 +47,8 @@ class Host(Protocol):
         """A job that this version can't read."""
 
     def cancel(self, router: str, job_id: str) -> None: ...
+
+    def hand_over(self, router: str, job_id: str, ticket: Ticket, at_end: bool) -> None: ...
 
     def peers(self, peers: Sequence[KvPeer]) -> None: ...
 
@@ -168,6 +170,9 @@ class RouterLink:
                 self._take(message.job)
             case "cancel":
                 self._host.cancel(self._address, message.cancel.job_id)
+            case "hand_over":
+                order = message.hand_over
+                self._host.hand_over(self._address, order.job_id, convert.ticket_from_proto(order.ticket), order.at_end)
             case "peers":
                 self._host.peers([convert.kv_peer_from_proto(peer) for peer in message.peers.peers])
             case "set_pool":

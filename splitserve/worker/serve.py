@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from splitserve.core.config import WorkerConfig
 from splitserve.core.errors import EngineError, first_of
 from splitserve.core.model import ModelInfo
-from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, WorkerInfo
+from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, Ticket, WorkerInfo
 from splitserve.engine.protocol import Engine, EngineInfo
 from splitserve.routing.admission import Capacity, Refusal
 from splitserve.telemetry.logs import Logger
@@ -184,6 +184,10 @@ class Worker:
         if self._table.stop(router, job_id):
             self._engine.cancel(job_id)
 
+    def hand_over(self, router: str, job_id: str, ticket: Ticket, at_end: bool) -> None:
+        if self._table.runs(router, job_id):
+            self._engine.hand_over(job_id, ticket, at_end=at_end)
+
     def peers(self, peers: Sequence[KvPeer]) -> None:
         self._engine.connect(peers)
 
@@ -201,21 +205,21 @@ class Worker:
 
 
 def worker_info(config: WorkerConfig, model: ModelInfo, started: EngineInfo) -> WorkerInfo:
-    """What the worker says of itself; its identity is its KV peer's, one process start."""
-    uuid = started.kv_peer.uuid
+    """What the worker says of itself; its identity is its engine's, one process start."""
     return WorkerInfo(
-        uuid=uuid,
-        name=config.name or f"{config.pool.value}-{uuid[:8]}",
+        uuid=started.uuid,
+        name=config.name or f"{config.pool.value}-{started.uuid[:8]}",
         pool=config.pool,
         model=model.name,
         kv=started.kv,
-        kv_peer=started.kv_peer,
+        kv_peers=started.kv_peers,
         total_blocks=started.total_blocks,
         max_sequences=started.max_sequences,
         max_model_len=started.max_model_len,
         engine=started.kind,
         pid=os.getpid(),
         metrics_address=config.metrics or "",
+        restores=started.restores,
     )
 
 

@@ -12,6 +12,18 @@ from tests.contract.engines import Bench, Run, a_decode, a_prefill, a_prompt, a_
 
 OUTPUT = 12
 
+# Samplers with a state. Penalties below 0 reward what was said before, so that it counts in a large vocabulary too.
+SEEDED = SamplingParams(max_tokens=40, temperature=0.8, top_p=0.95, top_k=40, seed=7, ignore_eos=True)
+REWARDED = greedy(40, presence_penalty=-1.5, frequency_penalty=-2.0)
+STATEFUL = {
+    "seeded": SEEDED,
+    "seeded, of all tokens": replace(SEEDED, top_p=1.0, top_k=0, seed=-3),
+    "penalties": REWARDED,
+    "penalties and repetition": replace(REWARDED, repetition_penalty=1.1),
+    "penalties and a seed": replace(SEEDED, presence_penalty=-1.5, frequency_penalty=-2.0, repetition_penalty=1.1),
+}
+SENT = (1, 4, 5, 6, 24)  # of a prompt 5 tokens short of a block: before, at and after its end
+
 
 def lengths(block: int, chunk: int) -> list[int]:
     """Around the edges of a block and of a prefill chunk."""
@@ -148,6 +160,64 @@ class EngineContract:
         assert resumed.deltas[0].index == sent
         assert whole.tokens[:sent] + resumed.tokens == whole.tokens
         assert whole.text_before(sent) + resumed.text == whole.text
+
+    @pytest.mark.parametrize("sampling", STATEFUL.values(), ids=STATEFUL)
+    def test_a_resumed_sampler_goes_on_as_if_uninterrupted(self, bench: Bench, sampling: SamplingParams) -> None:
+        prompt = a_prompt(bench.vocabulary, bench.alone.info.kv.block_size - 5, 40)
+        whole = served_alone(bench, prompt, sampling)
+        for sent in SENT:
+            resumed = bench.destination.submit(a_decode(prompt, sampling, output=whole.tokens[:sent])).wait()
+            assert whole.tokens[:sent] + resumed.tokens == whole.tokens, f"resumed after {sent}"
+
+    @pytest.mark.parametrize("sampling", STATEFUL.values(), ids=STATEFUL)
+    def test_output_that_counts_as_prompt_would_go_on_otherwise(self, bench: Bench, sampling: SamplingParams) -> None:
+        """The negative twin: draws made and tokens counted make a difference."""
+        prompt = a_prompt(bench.vocabulary, bench.alone.info.kv.block_size - 5, 40)
+        whole = served_alone(bench, prompt, sampling)
+        left = {sent: replace(sampling, max_tokens=len(whole.tokens) - sent) for sent in SENT}
+        anew = [served_alone(bench, prompt + whole.tokens[:sent], left[sent]).tokens for sent in SENT]
+        assert any(tokens != whole.tokens[sent:] for sent, tokens in zip(SENT, anew, strict=True))
+
+    def test_resumed_samplers_do_not_disturb_each_other(self, bench: Bench) -> None:
+        prompts = [a_prompt(bench.vocabulary, 20 + number, 50 + number) for number in range(len(STATEFUL))]
+        jobs = list(zip(prompts, STATEFUL.values(), strict=True))
+        wholes = [served_alone(bench, prompt, sampling) for prompt, sampling in jobs]
+        resumed = [
+            bench.destination.submit(a_decode(prompt, sampling, output=whole.tokens[:sent]))
+            for sent, ((prompt, sampling), whole) in enumerate(zip(jobs, wholes, strict=True))
+        ]
+        for sent, (whole, run) in enumerate(zip(wholes, resumed, strict=True)):
+            assert whole.tokens[:sent] + run.wait().tokens == whole.tokens
+
+    def test_a_resumed_sampler_gives_the_logprobs_it_would_have_given(self, bench: Bench) -> None:
+        sampling = replace(STATEFUL["penalties and a seed"], logprobs=2)
+        prompt = a_prompt(bench.vocabulary, 20, 60)
+        whole = served_alone(bench, prompt, sampling)
+        resumed = bench.destination.submit(a_decode(prompt, sampling, output=whole.tokens[:4])).wait()
+        expected = [one for delta in whole.deltas for one in delta.logprobs][4:]
+        got = [one for delta in resumed.deltas for one in delta.logprobs]
+        assert [[each.token_id for each in one] for one in got] == [[each.token_id for each in one] for one in expected]
+        for one, other in zip(got, expected, strict=True):
+            assert [each.logprob for each in one] == pytest.approx([each.logprob for each in other], abs=1e-4)
+
+    def test_min_tokens_counts_what_was_sent(self, bench: Bench) -> None:
+        prompt = a_prompt(bench.vocabulary, 20, 61)
+        plain = served_alone(bench, prompt, greedy(OUTPUT)).tokens
+        sampling = greedy(OUTPUT, stop_token_ids=plain, min_tokens=6)
+        whole = served_alone(bench, prompt, sampling)
+        for sent in (1, 5):
+            resumed = bench.destination.submit(a_decode(prompt, sampling, output=whole.tokens[:sent])).wait()
+            assert whole.tokens[:sent] + resumed.tokens == whole.tokens
+            assert resumed.outcome.finish_reason is whole.outcome.finish_reason
+
+    def test_a_prompt_read_in_several_steps_draws_nothing_for_the_first_ones(self, bench: Bench) -> None:
+        chunk = bench.alone.info.max_batched_tokens
+        prompt = a_prompt(bench.vocabulary, 2 * chunk + 3, 62)
+        whole = served_alone(bench, prompt, SEEDED)
+        at_once, _ = served_apart(bench, prompt, SEEDED)
+        assert at_once.wait().tokens == whole.tokens
+        resumed = bench.destination.submit(a_decode(prompt, SEEDED, output=whole.tokens[:5])).wait()
+        assert whole.tokens[:5] + resumed.tokens == whole.tokens
 
     def test_a_resumed_request_may_have_its_context_computed_elsewhere(self, bench: Bench) -> None:
         prompt = a_prompt(bench.vocabulary, 20, 11)

@@ -27,14 +27,14 @@ def _serve(pipe: Connection, model: str, max_model_len: int, core: int) -> None:
         enable_prefix_caching=False,
     )
     while (question := pipe.recv()) is not None:
-        prompts, max_tokens = question
-        greedy = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
-        answers = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], greedy, use_tqdm=False)
+        prompts, sampling = question
+        params = SamplingParams(**sampling, ignore_eos=True, detokenize=False)
+        answers = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False)
         pipe.send([list(answer.outputs[0].token_ids) for answer in answers])
 
 
 class Oracle:
-    """Greedy continuations by plain vLLM."""
+    """Continuations by plain vLLM."""
 
     def __init__(self, model: Path, max_model_len: int, core: int) -> None:
         context = mp.get_context("spawn")
@@ -42,8 +42,9 @@ class Oracle:
         self._process = context.Process(target=_serve, args=(child, str(model), max_model_len, core), daemon=True)
         self._process.start()
 
-    def continue_each(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
-        self._pipe.send((prompts, max_tokens))
+    def continue_each(self, prompts: Sequence[Sequence[int]], max_tokens: int, **sampling: float) -> list[list[int]]:
+        """Greedy unless `sampling`, in vLLM's names, says otherwise."""
+        self._pipe.send((prompts, {"temperature": 0, "max_tokens": max_tokens, **sampling}))
         assert self._pipe.poll(ANSWER_TIMEOUT_S), "the oracle does not answer"
         answers: list[list[int]] = self._pipe.recv()
         return answers

@@ -4,7 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from splitserve.core.config import KvTransferSettings, VllmSettings
 from splitserve.core.request import SamplingParams
 from splitserve.core.worker import DecodeJob, Failure, KvPeer, Outcome, PrefillJob, Ticket
 from splitserve.engine.protocol import EngineInfo, EngineLoad
-from splitserve.kv.layout import blocks_for, prompt_hash
+from splitserve.kv.layout import Shard, blocks_for, part_of
 from splitserve.kv.nixl import NixlTransport
 from splitserve.kv.transfer import Offer, TransferKey, TransferService
 from splitserve.kv.transport import Region
@@ -43,8 +43,8 @@ class Worker:
         return self.engine.load() == EngineLoad(self.info.total_blocks, 0, 0)
 
     @property
-    def peer(self) -> KvPeer:
-        return self.info.kv_peer
+    def peers(self) -> tuple[KvPeer, ...]:
+        return self.info.kv_peers
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Bench:
         return [*self.prefill.values(), self.decode]
 
     def ticket(self, name: str, chunk: int) -> Ticket:
-        return Ticket(name, 1, self.prefill[chunk].peer, self.decode.peer)
+        return Ticket(name, 1, self.prefill[chunk].peers, self.decode.peers)
 
     def start_prefill(self, name: str, prompt: tuple[int, ...], chunk: int) -> None:
         job = PrefillJob(f"{name}/prefill", name, prompt, self.ticket(name, chunk), DEADLINE_S)
@@ -99,7 +99,7 @@ def bench(sensitive_model: Path, cores: tuple[int, int]) -> Iterator[Bench]:
         engine.spawn()
     workers = {name: _started(engine) for name, engine in engines.items()}
     for worker in workers.values():
-        worker.engine.connect([other.peer for other in workers.values() if other is not worker])
+        worker.engine.connect([peer for other in workers.values() if other is not worker for peer in other.peers])
     yield Bench({128: workers["prefill-128"], 256: workers["prefill-256"]}, workers["decode"], oracle)
     for worker in workers.values():
         worker.engine.close()
@@ -160,6 +160,27 @@ def test_prompts_that_share_a_prefix_stay_exact_when_either_side_has_it_cached(b
     assert tokens == bench.oracle.continue_each(prompts, OUTPUT_TOKENS)
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.8, "top_p": 0.9, "top_k": 20, "seed": 11},
+        {"temperature": 1.0, "seed": -5},
+        {"presence_penalty": 1.0, "frequency_penalty": 1.5, "repetition_penalty": 1.2},
+        {"temperature": 0.8, "min_p": 0.01, "seed": 12, "presence_penalty": -1.5, "frequency_penalty": -2.0},
+    ],
+    ids=["filtered draws", "draws", "penalties", "both"],
+)
+def test_a_sampler_begun_elsewhere_goes_on_as_plain_vllms(bench: Bench, sampling: dict[str, float]) -> None:
+    prompt = _prompt("sampler", 3 * 128 - 5)
+    whole = bench.oracle.continue_each([prompt], OUTPUT_TOKENS, **sampling)[0]
+    for sent in (0, 1, 5, 6, OUTPUT_TOKENS - 1):
+        name = f"sampler-{sent}-{sampling}"
+        params = replace(GREEDY, **sampling)  # type: ignore[arg-type]
+        job = DecodeJob(f"{name}/decode", name, prompt, params, DEADLINE_S, output=tuple(whole[:sent]))
+        bench.decode.engine.submit(job)
+        assert whole[:sent] + bench.tokens(name) == whole
+
+
 def test_sixteen_at_once_stay_exact(bench: Bench) -> None:
     names = [f"concurrent-{number}" for number in range(16)]
     prompts = [_prompt(name, 40 + 61 * number) for number, name in enumerate(names)]
@@ -201,13 +222,14 @@ def test_foreign_kv_gives_other_tokens_so_the_tests_above_can_fail(bench: Bench)
         uuid="uuid-forger",
         transport_factory=lambda: NixlTransport("uuid-forger", regions, [(memory.ctypes.data, memory.nbytes)]),
         kv=kv,
+        shard=Shard(part_of(0, 1, kv.kv_heads, 0, kv.layers), kv.block_size, (0,) * kv.layers),
         settings=KvTransferSettings(),
         on_event=lambda event: None,
     )
     try:
-        ticket = Ticket("foreign", 1, service.start(), bench.decode.peer)
+        ticket = Ticket("foreign", 1, (service.start(),), bench.decode.peers)
         bench.decode.engine.submit(DecodeJob("foreign/decode", "foreign", prompt, GREEDY, DEADLINE_S, ticket=ticket))
-        _write_everything(service, TransferKey("foreign", 1), bench.decode.peer, prompt, blocks, kv.layers)
+        _write_everything(service, TransferKey("foreign", 1), bench.decode.peers, prompt, blocks, kv.layers)
         forged = bench.tokens("foreign")
     finally:
         service.close()
@@ -215,10 +237,15 @@ def test_foreign_kv_gives_other_tokens_so_the_tests_above_can_fail(bench: Bench)
 
 
 def _write_everything(
-    service: TransferService, key: TransferKey, to: KvPeer, prompt: tuple[int, ...], blocks: int, layers: int
+    service: TransferService,
+    key: TransferKey,
+    to: tuple[KvPeer, ...],
+    prompt: tuple[int, ...],
+    blocks: int,
+    layers: int,
 ) -> None:
-    service.offer(Offer(key, to, prompt_hash(prompt), blocks))
-    service.computing(key, range(blocks), 0)
+    service.offer(Offer(key, to, prompt, blocks))
+    service.computing(key, [range(blocks)], 0)
     for layer in range(layers):
-        service.computed(layer, [(key, blocks)])
+        service.computed(layer, [(key, len(prompt))])
     service.prefill_ended(key)

@@ -2,7 +2,8 @@
 
 Pure. The digests of a context are hashed into a ranking of a few tokens with falling logits; penalties, temperature,
 top-k, top-p and min-p then work on it as they do on real logits. Greedy sampling takes the best. A draw of a seeded
-request depends on its seed and the output position alone, so a resumed one goes on as if it had not been interrupted.
+request depends on its seed and the output position alone, and penalties count the whole output, wherever it was made: a
+request begun elsewhere goes on as if it had not been interrupted.
 """
 
 import math

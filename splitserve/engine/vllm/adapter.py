@@ -16,6 +16,7 @@ from splitserve.core.config import KvTransferSettings, VllmSettings
 from splitserve.core.errors import ConfigError, EngineError
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import FinishReason, SamplingParams
+from splitserve.core.sampler_state import SamplerState
 from splitserve.core.worker import (
     DecodeJob,
     Delta,
@@ -26,10 +27,12 @@ from splitserve.core.worker import (
     KvPeer,
     Outcome,
     PrefillJob,
+    Ticket,
     TransferStats,
 )
 from splitserve.engine.protocol import EngineInfo, EngineLoad, OnDeltas
 from splitserve.engine.vllm.runner import Runner, start_runner
+from splitserve.engine.vllm.sampler_state import CPU_WORKER, GPU_WORKER, refuse_lost_penalties, restorable
 from splitserve.engine.vllm.translate import (
     detokenizer,
     logprobs_of,
@@ -40,8 +43,10 @@ from splitserve.engine.vllm.translate import (
     vllm_params,
 )
 from splitserve.engine.vllm.warm import warm_up
-from splitserve.kv.bridge import AdapterEnd, Ended, Free, FromConnector, Held, Started
-from splitserve.kv.layout import block_bytes
+from splitserve.kv.bridge import AdapterEnd, Armed, Connect, Ended, Free, FromConnector, HandOver, Held, Started
+from splitserve.kv.job_params import DESTINATION, SOURCE, job_params, ticket_params
+from splitserve.kv.layout import block_bytes, tokens_to_move
+from splitserve.kv.source_ticket import merged
 from splitserve.kv.transfer import TransferKey
 
 CONNECTOR_TIMEOUT_S = 60.0
@@ -79,21 +84,23 @@ class VllmEngine:
         self._cpu_core = cpu_core
         self._jobs: dict[str, _Running] = {}
         self._by_key: dict[TransferKey, str] = {}
-        self._started: Started | None = None
+        self._ends: dict[tuple[TransferKey, bool], list[Ended]] = {}  # of ranks, until all have said theirs
+        self._moving: dict[str, TransferKey] = {}  # jobs that stop once the connector is ready to keep their KV
+        self._handed: set[TransferKey] = set()  # KV kept for other workers
+        self._started: dict[int, Started] = {}
         self._told = threading.Condition()  # the connector reported something
         self._free = Free(0)
         self._broken: Exception | None = None
         self._closing = ExitStack()  # what `close` ends, however far `start` came
-        self._held = Held(0, 0)
+        self._held: dict[int, Held] = {}
 
     def start(self, on_deltas: OnDeltas) -> EngineInfo:
         """See `Engine`. Imports vLLM (11 s on an idle machine), builds it, warms it up."""
-        _refuse_what_push_cannot_do(self._settings, self._kv)
         prepare_environment(self._kv.host)
         from vllm.platforms import current_platform
 
         on_cpu = current_platform.is_cpu()
-        in_process = on_cpu and self._settings.tensor_parallel_size * self._settings.pipeline_parallel_size == 1
+        in_process = on_cpu and self._ranks == 1
         self._bridge = AdapterEnd(self._on_connector)
         self._closing.callback(self._bridge.close)
         arguments = self._engine_arguments(on_cpu, in_process)
@@ -101,6 +108,7 @@ class VllmEngine:
         self._closing.callback(self._runner.stop)
         self._tokenizer = tokenizer(str(self._model.path))
         self._max_model_len = self._runner.vllm_config.model_config.max_model_len
+        self._restorable = restorable(self._runner.vllm_config)
         self._warm_up()
         info = self._describe()
         self._wait_for_connector(lambda: self._free.blocks == info.total_blocks, "free its warm-up's blocks")
@@ -113,14 +121,20 @@ class VllmEngine:
     def cancel(self, job_id: str) -> None:
         self._runner.post(lambda: self._cancel(job_id))
 
+    def hand_over(self, job_id: str, ticket: Ticket, *, at_end: bool) -> None:
+        self._runner.post(lambda: self._hand_over(job_id, ticket, at_end))
+
     def connect(self, peers: Sequence[KvPeer]) -> None:
         if self._kv.mode is KvMode.PUSH:
-            self._bridge.connect_peers(peers)
+            self._bridge.tell(Connect(list(peers)))
 
     def load(self) -> EngineLoad:
         if self._broken is not None:
             raise EngineError(f"vLLM is beyond use: {type(self._broken).__name__}: {self._broken}") from self._broken
-        return EngineLoad(self._free.blocks, self._held.pinned_blocks, self._held.quarantined_blocks)
+        held = tuple(self._held.values())
+        pinned = max((each.pinned_blocks for each in held), default=0)
+        quarantined = max((each.quarantined_blocks for each in held), default=0)
+        return EngineLoad(self._free.blocks, max(pinned, len(self._handed)), quarantined)
 
     def close(self) -> None:
         self._closing.close()
@@ -144,6 +158,7 @@ class VllmEngine:
         arguments |= {"model": str(self._model.path), "served_model_name": self._model.name}
         arguments |= {"kv_transfer_config": self._kv_transfer_config(), "disable_log_stats": True}
         arguments.setdefault("enforce_eager", on_cpu)
+        arguments["worker_cls"] = CPU_WORKER if on_cpu else GPU_WORKER
         if on_cpu:
             arguments["kv_cache_memory_bytes"] = int(self._settings.kv_cache_gib * GIB)
         if in_process:
@@ -170,23 +185,30 @@ class VllmEngine:
     def _describe(self) -> EngineInfo:
         config = self._runner.vllm_config
         if self._kv.mode is KvMode.PULL:
-            kv_format, peer = _stock_format(self._model, config), side_channel_peer(self._uuid)
+            kv_format = _stock_format(self._model, config)
+            peers: tuple[KvPeer, ...] = (side_channel_peer(self._uuid, kv_format),)
         else:
-            kv_format, peer = self._reported_by_connector()
+            kv_format, peers = self._reported_by_connector()
         return EngineInfo(
+            uuid=self._uuid,
             kind="vllm",
             kv=kv_format,
-            kv_peer=peer,
+            kv_peers=peers,
             total_blocks=config.cache_config.num_gpu_blocks - NULL_BLOCKS,
             max_sequences=config.scheduler_config.max_num_seqs,
             max_model_len=self._max_model_len,
             max_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+            restores=tuple(sorted(self._restorable)),
         )
 
-    def _reported_by_connector(self) -> tuple[KvFormat, KvPeer]:
-        self._wait_for_connector(lambda: self._started is not None, "register its memory")
-        assert self._started is not None
-        return self._started.format, self._started.peer
+    @property
+    def _ranks(self) -> int:
+        return self._settings.tensor_parallel_size * self._settings.pipeline_parallel_size
+
+    def _reported_by_connector(self) -> tuple[KvFormat, tuple[KvPeer, ...]]:
+        self._wait_for_connector(lambda: len(self._started) == self._ranks, "register its memory on every rank")
+        ranks = [self._started[rank] for rank in range(self._ranks)]
+        return ranks[0].format, tuple(rank.peer for rank in ranks)
 
     def _wait_for_connector(self, holds: Callable[[], bool], what: str) -> None:
         with self._told:
@@ -217,6 +239,8 @@ class VllmEngine:
         self._jobs[job.job_id] = running
         if key is not None:
             self._by_key[key] = job.job_id
+        if isinstance(job, PrefillJob) and self._kv.mode is KvMode.PUSH:
+            tokens = tokens[: max(1, tokens_to_move(len(tokens)))]
         self._runner.add(
             job.job_id, tokens, params, job.priority, lambda message: self._refuse(job.job_id, "prompt", message)
         )
@@ -229,19 +253,38 @@ class VllmEngine:
     def _vllm_params(self, job: Job, room: int) -> Any:
         if isinstance(job, PrefillJob):
             one_token = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-            return vllm_params(one_token, 0, room, self._transfer_params(job))
-        return vllm_params(job.sampling, len(job.output), room, self._transfer_params(job))
+            return vllm_params(one_token, SamplerState.of(one_token, ()), room, self._transfer_params(job))
+        state = SamplerState.of(job.sampling, job.output)
+        refuse_lost_penalties(state, self._restorable)
+        return vllm_params(job.sampling, state, room, self._transfer_params(job))
 
     def _transfer_params(self, job: Job) -> dict[str, Any] | None:
         """The job's ticket as the connector's request parameters."""
+        source = isinstance(job, PrefillJob)
+        if self._kv.mode is KvMode.PUSH:
+            side = SOURCE if source else DESTINATION
+            return ticket_params(job.job_id, job.ticket, side, job.deadline_s) if job.ticket else job_params(job.job_id)
         if job.ticket is None:
             return None
-        source = isinstance(job, PrefillJob)
-        if self._kv.mode is KvMode.PULL:
-            return {"do_remote_decode": True} if source else dict(json.loads(job.ticket.handover))
-        from splitserve.kv.connector.scheduler import DESTINATION, SOURCE, ticket_params
+        return {"do_remote_decode": True} if source else dict(json.loads(job.ticket.handover))
 
-        return ticket_params(job.ticket, SOURCE if source else DESTINATION, job.deadline_s)
+    def _hand_over(self, job_id: str, ticket: Ticket, at_end: bool) -> None:
+        running = self._jobs.get(job_id)
+        if running is None or isinstance(running.job, PrefillJob) or running.sent == len(running.job.output):
+            return  # nothing is decoded yet, or not any more
+        key = TransferKey(ticket.transfer_id, ticket.epoch)
+        self._bridge.tell(HandOver(job_id, key.transfer_id, key.epoch, ticket.destination, at_end))
+        if at_end:
+            self._moving[job_id] = key
+
+    def _on_armed(self, job_id: str) -> None:
+        """The connector keeps this job's KV when it ends now, between two steps."""
+        key = self._moving.pop(job_id, None)
+        if key is None or self._forget(job_id) is None:
+            return
+        self._handed.add(key)
+        self._runner.abort(job_id)
+        self._end(job_id, Outcome(failure=Failure.MIGRATED, message="handed over to another worker"))
 
     def _on_outputs(self, outputs: Sequence[Any]) -> None:
         """One engine step: at most one batch of deltas."""
@@ -309,11 +352,19 @@ class VllmEngine:
         )
 
     def _on_ended(self, ended: Ended) -> None:
-        """One side of a transfer is over."""
-        running = self._jobs.get(self._by_key.get(TransferKey(ended.transfer_id, ended.epoch), ""))
-        if running is None:
+        """One side of a transfer is over at one rank. The first that failed fails the job; it has succeeded when all
+        ranks have."""
+        key = TransferKey(ended.transfer_id, ended.epoch)
+        ranks = self._ends.setdefault((key, ended.source_side), [])
+        ranks.append(ended)
+        whole = len(ranks) == self._ranks
+        if whole:
+            del self._ends[key, ended.source_side]
+            self._handed.discard(key)
+        running = self._jobs.get(self._by_key.get(key, ""))
+        if running is None or not (whole or ended.error):
             return
-        running.stats = ended.stats
+        running.stats = merged([each.stats for each in ranks])
         job_id = running.job.job_id
         if ended.error:
             self._forget(job_id)
@@ -340,24 +391,16 @@ class VllmEngine:
         with self._told:
             match message:
                 case Started():
-                    self._started = message
+                    self._started[message.rank] = message
+                case Armed():
+                    self._runner.post(lambda: self._on_armed(message.job_id))
                 case Free():
                     self._free = message
                 case Held():
-                    self._held = message
+                    self._held[message.rank] = message
                 case Ended():
                     self._runner.post(lambda: self._on_ended(message))
             self._told.notify_all()
-
-
-def _refuse_what_push_cannot_do(settings: VllmSettings, kv: KvTransferSettings) -> None:
-    ranks = settings.tensor_parallel_size * settings.pipeline_parallel_size
-    if kv.mode is KvMode.PUSH and ranks > 1:
-        raise ConfigError(
-            "engine.tensor_parallel_size",
-            "layer-wise push joins single-rank workers so far; set tensor_parallel_size and pipeline_parallel_size "
-            "to 1, or kv_transfer.mode to pull",
-        )
 
 
 def _stock_format(model: ModelInfo, config: Any) -> KvFormat:

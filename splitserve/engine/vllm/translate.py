@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from splitserve.core.request import Logprob, SamplingParams
-from splitserve.core.worker import DecodeJob, KvPeer
+from splitserve.core.sampler_state import SamplerState
+from splitserve.core.worker import DecodeJob, KvFormat, KvPeer
+from splitserve.engine.vllm.sampler_state import extra_args
 from splitserve.kv.control import is_loopback
-
-GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15  # spreads the position of a resumed seeded request over the seed's bits
-LARGEST_SEED = 2**63 - 1
+from splitserve.kv.layout import part_of
 
 
 def prepare_environment(host: str) -> None:
@@ -35,19 +35,23 @@ def prepare_environment(host: str) -> None:
         os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(_free_port(host))
 
 
-def side_channel_peer(uuid: str) -> KvPeer:
+def side_channel_peer(uuid: str, kv: KvFormat) -> KvPeer:
     """Pull mode: where the stock connector listens."""
     host, port = os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"], os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"]
-    return KvPeer(uuid, f"tcp://{host}:{port}")
+    return KvPeer(uuid, f"tcp://{host}:{port}", part_of(0, 1, kv.kv_heads, 0, kv.layers))
 
 
-def vllm_params(sampling: SamplingParams, produced: int, room: int, kv_transfer_params: dict[str, Any] | None) -> Any:
-    """vLLM's SamplingParams for what is left of a request after `produced` output tokens; `room` is what the model's
-    length leaves. Stop strings and text stay with our detokeniser. Raises ValueError for what vLLM refuses."""
+def vllm_params(
+    sampling: SamplingParams, state: SamplerState, room: int, kv_transfer_params: dict[str, Any] | None
+) -> Any:
+    """vLLM's SamplingParams for what is left of a request in this state; `room` is what the model's length leaves. Stop
+    strings and text stay with our detokeniser. Raises ValueError for what vLLM refuses."""
     from vllm import SamplingParams as VllmSamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    produced = state.output_tokens
     left = room if sampling.max_tokens is None else min(room, sampling.max_tokens - produced)
+    transfer = {} if kv_transfer_params is None else {"kv_transfer_params": kv_transfer_params}
     return VllmSamplingParams(
         max_tokens=left,
         min_tokens=min(left, max(0, sampling.min_tokens - produced)),
@@ -58,13 +62,13 @@ def vllm_params(sampling: SamplingParams, produced: int, room: int, kv_transfer_
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         repetition_penalty=sampling.repetition_penalty,
-        seed=_seed(sampling.seed, produced),
+        seed=sampling.seed,
         stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        extra_args=None if kv_transfer_params is None else {"kv_transfer_params": kv_transfer_params},
+        extra_args=transfer | extra_args(state) or None,
     )
 
 
@@ -118,14 +122,6 @@ def logprobs_of(positions: Sequence[dict[int, Any]] | None) -> tuple[tuple[Logpr
         tuple(Logprob(token, entry.logprob, entry.rank or 0) for token, entry in position.items())
         for position in positions or ()
     )
-
-
-def _seed(seed: int | None, produced: int) -> int | None:
-    """A resumed request can't replay its generator, so it goes on with another, chosen by the position: valid draws,
-    not the same ones."""
-    if seed is None or produced == 0:
-        return seed
-    return (seed ^ (produced * GOLDEN_RATIO_64)) & LARGEST_SEED
 
 
 def _torch_is_for_cpu() -> bool:

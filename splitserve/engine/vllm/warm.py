@@ -1,6 +1,6 @@
 """Runs every sampler path once before a worker is ready: first uses compile, and no user must wait for that."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 
 from splitserve.core.errors import ConfigError
@@ -14,26 +14,33 @@ TOKENS = 4
 PATHS = (
     SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True),
     SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True, logprobs=2),
-    SamplingParams(max_tokens=TOKENS, temperature=0.8, top_p=0.9, top_k=8, seed=1, ignore_eos=True),
     SamplingParams(max_tokens=TOKENS, temperature=0.8, min_p=0.1, ignore_eos=True),
     SamplingParams(
         max_tokens=TOKENS, min_tokens=2, presence_penalty=0.5, frequency_penalty=0.5, repetition_penalty=1.1
     ),
+    SamplingParams(max_tokens=TOKENS, temperature=0.8, top_p=0.9, top_k=8, seed=1, ignore_eos=True),
 )
 
 
 def warm_up(
     submit: Callable[[DecodeJob], None], ended: "SimpleQueue[Delta]", vocab_size: int, max_model_len: int
 ) -> None:
-    """Runs the paths one after the other, the first on a long prompt; each one's last delta is awaited in `ended`.
-    Raises ConfigError with vLLM's words if one can't run."""
-    for number, sampling in enumerate(PATHS):
-        length = min(LONG_PROMPT if number == 0 else 2, max_model_len - TOKENS)
-        prompt = tuple(token % vocab_size for token in range(1, length + 1))
-        submit(DecodeJob(f"warm-up-{number}", "warm-up", prompt, sampling, START_TIMEOUT_S))
+    """Runs the paths one after the other, the first on a long prompt and the last once more as if begun elsewhere; each
+    one's last delta is awaited in `ended`. Raises ConfigError with vLLM's words if one can't run."""
+    for job in _jobs(vocab_size, max_model_len):
+        submit(job)
         outcome = _wait(ended).outcome
         if outcome is None or outcome.failure is not None:
-            raise ConfigError("engine", f"warming up {sampling} failed: {outcome.message if outcome else 'no outcome'}")
+            said = outcome.message if outcome else "no outcome"
+            raise ConfigError("engine", f"warming up {job.sampling} failed: {said}")
+
+
+def _jobs(vocab_size: int, max_model_len: int) -> Iterator[DecodeJob]:
+    for number, sampling in enumerate((*PATHS, PATHS[-1])):
+        length = min(LONG_PROMPT if number == 0 else 2, max_model_len - TOKENS)
+        prompt = tuple(token % vocab_size for token in range(1, length + 1))
+        output = prompt[:1] if number == len(PATHS) else ()
+        yield DecodeJob(f"warm-up-{number}", "warm-up", prompt, sampling, START_TIMEOUT_S, output)
 
 
 def _wait(ended: "SimpleQueue[Delta]") -> Delta:

@@ -16,10 +16,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPullConnector
-from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-from splitserve.core.config import KvTransferSettings
-from splitserve.kv.bridge import ConnectorEnd, Free
+from splitserve.core.config import CudaGraphs, KvTransferSettings
+from splitserve.kv.bridge import Armed, ConnectorEnd, Free, HandOver, ToConnector
+from splitserve.kv.connector.model import group_of, kv_groups, rank_of
 from splitserve.kv.connector.scheduler import SchedulerHalf, StepMetadata
 from splitserve.kv.connector.worker import WorkerHalf
 
@@ -44,7 +44,10 @@ class _BlockReports:
         self._pool = gpu_block_pool
 
     def _open_reports(self, vllm_config: "VllmConfig") -> None:
-        self._reports = ConnectorEnd(vllm_config.kv_transfer_config.get_from_extra_config("bridge", ""))
+        self._reports = ConnectorEnd(vllm_config.kv_transfer_config.get_from_extra_config("bridge", ""), self._hear)
+
+    def _hear(self, message: ToConnector) -> None:
+        """Called on the bridge's thread. Most is for the worker halves."""
 
     def _report_free(self) -> None:
         assert self._pool is not None
@@ -64,22 +67,41 @@ class PushConnector(_BlockReports, KVConnectorBase_V1, SupportsHMA):  # type: ig
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        _refuse_other_layouts(kv_cache_config)
         extra = vllm_config.kv_transfer_config.get_from_extra_config
-        block_size = vllm_config.cache_config.block_size
+        groups = kv_groups(kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
-            self._scheduler = SchedulerHalf(block_size)
+            self._scheduler = SchedulerHalf(groups)
             self._open_reports(vllm_config)
         else:
             settings = KvTransferSettings.model_validate(extra("settings", {}))
             uuid, fingerprint, bridge = (extra(name, "") for name in ("uuid", "fingerprint", "bridge"))
-            self._worker = WorkerHalf(settings, uuid, fingerprint, block_size, bridge)
+            self._worker = WorkerHalf(
+                settings,
+                uuid,
+                fingerprint,
+                groups[0].block_size,
+                rank_of(vllm_config),
+                lambda name: group_of(kv_cache_config, name),
+                bridge,
+            )
+
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """Full graphs for decode-only batches leave every prefill's layer hooks alone, so nothing requires it."""
+        settings = KvTransferSettings.model_validate(extra_config.get("settings", {}))
+        return settings.cuda_graphs is CudaGraphs.PIECEWISE
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: "VllmConfig") -> str:
         return "LBHNC"  # heads outside tokens: one block of one layer is one run of bytes
 
     # Scheduler half
+    def _hear(self, message: ToConnector) -> None:
+        if isinstance(message, HandOver):
+            self._scheduler.hand_over(message)
+            if message.at_end and self._reports is not None:
+                self._reports.tell(Armed(message.job_id))
+
     def on_new_request(self, request: "Request") -> None:
         self._scheduler.admit(request)
 
@@ -98,13 +120,13 @@ class PushConnector(_BlockReports, KVConnectorBase_V1, SupportsHMA):  # type: ig
         return self._scheduler.step(scheduler_output)
 
     def request_finished(self, request: "Request", block_ids: list[int]) -> tuple[bool, None]:
-        return self._scheduler.finish(request), None
+        return self._scheduler.finish(request, (block_ids,)), None
 
     def request_finished_all_groups(self, request: "Request", block_ids: tuple[list[int], ...]) -> tuple[bool, None]:
-        return self._scheduler.finish(request), None
+        return self._scheduler.finish(request, block_ids), None
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
-        self._scheduler.reported(connector_output)
+        self._scheduler.reported(tuple(connector_output.finished_sending or ()))
 
     def has_pending_push_work(self) -> bool:
         return self._scheduler.busy or self._unreported
@@ -140,16 +162,6 @@ class PushConnector(_BlockReports, KVConnectorBase_V1, SupportsHMA):  # type: ig
             self._worker.close()
         elif self._reports is not None:
             self._reports.close()
-
-
-def _refuse_other_layouts(kv_cache_config: "KVCacheConfig") -> None:
-    """Push copies whole blocks of one kind: keys and values of every token, in every layer."""
-    kinds = sorted({type(group.kv_cache_spec).__name__ for group in kv_cache_config.kv_cache_groups})
-    if len(kv_cache_config.kv_cache_groups) != 1 or kinds != [FullAttentionSpec.__name__]:
-        raise ValueError(
-            f"layer-wise push moves the KV of models with full attention in every layer; this one has "
-            f"{len(kv_cache_config.kv_cache_groups)} KV group(s) of {', '.join(kinds)}; set kv_transfer.mode to pull"
-        )
 
 
 class PullConnector(_BlockReports, NixlPullConnector):  # type: ignore[misc]

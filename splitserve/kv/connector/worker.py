@@ -3,33 +3,62 @@
 It lives where the tensors do and runs on vLLM's step thread; every call only enqueues, `drain` excepted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+from vllm.model_executor.models.utils import extract_layer_index
 
 from splitserve.core.config import KvTransferSettings
-from splitserve.core.worker import KvFormat, KvMode, KvPeer
-from splitserve.kv.bridge import ConnectorEnd, Held, Started
+from splitserve.core.errors import ConfigError
+from splitserve.core.worker import KvFormat, KvMode, KvPart, rank_uuid
+from splitserve.kv.bridge import Connect, ConnectorEnd, Ended, Held, Started, ToConnector
 from splitserve.kv.connector.scheduler import StepMetadata
+from splitserve.kv.layout import Shard, part_of
 from splitserve.kv.nixl import NixlTransport
-from splitserve.kv.transfer import TransferKey, TransferService
+from splitserve.kv.transfer import TransferEnded, TransferKey, TransferService
 from splitserve.kv.transport import Region
 
 
-class WorkerHalf:
-    """Holds one rank's KV tensors and drives its transfer service."""
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Where this rank stands in its worker, and what the model has in all."""
 
-    def __init__(self, settings: KvTransferSettings, uuid: str, fingerprint: str, block_size: int, bridge: str) -> None:
+    rank: int
+    tensor_rank: int
+    tensor_size: int
+    kv_heads: int
+    layers: int
+
+
+class WorkerHalf:
+    """`group_of` says which KV group a layer's name belongs to."""
+
+    def __init__(
+        self,
+        settings: KvTransferSettings,
+        uuid: str,
+        fingerprint: str,
+        block_size: int,
+        rank: Rank,
+        group_of: Callable[[str], int],
+        bridge: str,
+    ) -> None:
         self._settings = settings
-        self._uuid = uuid
+        self._uuid = rank_uuid(uuid, rank.rank)
         self._fingerprint = fingerprint
         self._block_size = block_size
-        self._bridge = ConnectorEnd(bridge, self._connect)
+        self._rank = rank
+        self._group_of = group_of
+        self._bridge = ConnectorEnd(bridge, self._hear)
         self._service: TransferService | None = None
-        self._layers: dict[str, int] = {}
-        self._requests: dict[TransferKey, str] = {}
-        self._held = Held(0, 0)
+        self._layers: dict[str, int] = {}  # of the whole model, by vLLM's name
+        self._loading: dict[TransferKey, str] = {}
+        self._sending: dict[TransferKey, str | None] = {}  # the ended request whose blocks it pins
+        self._pins: dict[str, int] = {}
+        self._saved: set[int] = set()
+        self._held = (0, 0)
         self._on_device = False
 
     @property
@@ -38,40 +67,46 @@ class WorkerHalf:
         return self._service
 
     def register(self, caches: dict[str, torch.Tensor]) -> None:
-        """Starts the transfer service on these tensors, one per layer: (blocks, kv heads, tokens, 2 x head size)."""
-        self._layers = {name: index for index, name in enumerate(caches)}
-        tensors = list(caches.values())
+        """Starts the transfer service on these tensors, one per layer: block first, heads before tokens."""
+        self._layers = {name: extract_layer_index(name) for name in caches}
+        ordered = sorted(caches, key=self._layers.__getitem__)
+        tensors = [caches[name] for name in ordered]
+        part = self._part(ordered)
+        kv_format = self._describe(tensors, part)
         self._on_device = tensors[0].is_cuda
-        kv_format = self._describe(tensors)
-        memory_type = "VRAM" if self._on_device else "DRAM"
+        memory_type, device = ("VRAM", tensors[0].get_device()) if self._on_device else ("DRAM", 0)
         self._service = TransferService(
             uuid=self._uuid,
-            transport_factory=lambda: NixlTransport(self._uuid, _regions(tensors), _storages(tensors), memory_type),
+            transport_factory=lambda: NixlTransport(
+                self._uuid, _regions(tensors), _storages(tensors), memory_type, device
+            ),
             kv=kv_format,
+            shard=Shard(part, self._block_size, tuple(self._group_of(name) for name in ordered)),
             settings=self._settings,
-            on_event=self._bridge.tell_ended,
+            on_event=self._tell_ended,
         )
-        self._bridge.tell(Started(kv_format, self._service.start()))
+        self._bridge.tell(Started(self._rank.rank, kv_format, self._service.start()))
 
     def begin(self, step: StepMetadata) -> None:
         """Before the forward: tables first, so that `save` finds them."""
-        self._requests.update(step.requests)
+        self._loading.update(step.loading)
+        self._saved.clear()
         for offer in step.offers:
+            self._sending[offer.key] = None
             self.service.offer(offer)
-        for key, blocks, computed in step.tables:
-            self.service.computing(key, blocks, computed)
+        for key, tables, tokens in step.tables:
+            self.service.computing(key, tables, tokens)
 
     def save(self, step: StepMetadata, layer: str) -> None:
-        """A layer was computed. On a GPU it was only launched: `settle` waits for the device and does all layers."""
-        if step.ready and not self._on_device:
-            self.service.computed(self._layers[layer], step.ready)
+        """A layer was computed; on a device it was launched, and the event recorded now is passed once it is."""
+        if step.ready:
+            self._computed(step, self._layers[layer])
 
     def settle(self, step: StepMetadata) -> None:
-        """After the forward: claims and endings."""
-        if step.ready and self._on_device:
-            torch.cuda.current_stream().synchronize()
-            for layer in self._layers.values():
-                self.service.computed(layer, step.ready)
+        """After the forward: layers whose hooks a CUDA graph has swallowed, then claims and endings."""
+        if step.ready:
+            for layer in sorted(set(self._layers.values()) - self._saved):
+                self._computed(step, layer)
         for claim in step.claims:
             self.service.claim(claim)
         for key in step.ended:
@@ -80,22 +115,29 @@ class WorkerHalf:
             self.service.prefill_aborted(key)
         for key in step.abandoned:
             self.service.abandon(key)
+        for request, keys in step.pinned.items():
+            self._pins[request] = 0
+            for key in keys:
+                if key in self._sending:
+                    self._sending[key] = request
+                    self._pins[request] += 1
 
     def drain(self, step: StepMetadata) -> None:
         if step.preempted:
             self.service.drain(step.preempted)
 
     def results(self) -> KVConnectorTransferResults:
-        """Completions since the last step. vLLM must hear of each request once, so each key is reported once."""
+        """Completions since the last step. vLLM must hear of each request once."""
         taken = self.service.take_results()
-        held = Held(self.service.pinned_blocks, self.service.quarantined_blocks)
-        if held != self._held:
-            self._held = held
-            self._bridge.tell(held)
-        failed = self._ids(taken.failed)
+        for key in taken.sent:
+            request = self._sending.pop(key, None)
+            if request is not None:
+                self._pins[request] -= 1
+        self._tell_held()
+        failed = self._loaded(taken.failed)
         return KVConnectorTransferResults(
-            finished_sending=self._ids(taken.sent),
-            finished_recving=self._ids(taken.received) | self._ids(taken.released) | failed,
+            finished_sending=self._unpinned(),
+            finished_recving=self._loaded(taken.received) | self._loaded(taken.released) | failed,
             failed_recving=failed,
         )
 
@@ -104,24 +146,73 @@ class WorkerHalf:
             self._service.close()
         self._bridge.close()
 
-    def _connect(self, peers: Sequence[KvPeer]) -> None:
-        self.service.connect(peers)
+    def _computed(self, step: StepMetadata, layer: int) -> None:
+        self._saved.add(layer)
+        fence = None
+        if self._on_device:
+            event = torch.cuda.Event()
+            event.record()
+            fence = event.query
+        self.service.computed(layer, step.ready, fence)
 
-    def _ids(self, keys: Sequence[TransferKey]) -> set[str]:
-        return {self._requests.pop(key) for key in keys if key in self._requests}
+    def _unpinned(self) -> set[str]:
+        free = {request for request, keys in self._pins.items() if keys == 0}
+        for request in free:
+            del self._pins[request]
+        return free
 
-    def _describe(self, tensors: Sequence[torch.Tensor]) -> KvFormat:
+    def _loaded(self, keys: Sequence[TransferKey]) -> set[str]:
+        return {self._loading.pop(key) for key in keys if key in self._loading}
+
+    # The adapter -----------------------------------------------------------------------------------------------------
+    def _hear(self, message: ToConnector) -> None:
+        """Called on the bridge's thread."""
+        if isinstance(message, Connect):
+            self.service.connect(message.peers)
+
+    def _tell_ended(self, event: TransferEnded) -> None:
+        """Called on the transfer thread."""
+        key = event.key
+        self._bridge.tell(
+            Ended(self._rank.rank, key.transfer_id, key.epoch, event.source_side, event.stats, event.error)
+        )
+
+    def _tell_held(self) -> None:
+        held = (self.service.pinned_blocks, self.service.quarantined_blocks)
+        if held != self._held:
+            self._held = held
+            in_flight, counters = self.service.in_flight_bytes, self.service.counters
+            self._bridge.tell(Held(self._rank.rank, *held, in_flight, counters))
+
+    # What this rank holds --------------------------------------------------------------------------------------------
+    def _part(self, names: Sequence[str]) -> KvPart:
+        """Raises ConfigError for layers that do not all have a cache of their own."""
+        layers = [self._layers[name] for name in names]
+        if layers != list(range(layers[0], layers[0] + len(layers))):
+            raise ConfigError(
+                "kv_transfer.mode",
+                f"push can't move the KV of this model: only its layers {layers} have a cache of their own; use pull",
+            )
+        rank = self._rank
+        return part_of(rank.tensor_rank, rank.tensor_size, rank.kv_heads, layers[0], len(layers))
+
+    def _describe(self, tensors: Sequence[torch.Tensor], part: KvPart) -> KvFormat:
         first = tensors[0]
-        _, heads, tokens, head_pair = first.shape
-        assert tokens == self._block_size, f"expected (blocks, heads, tokens, head) layout, got {tuple(first.shape)}"
+        sizes = {tensor[0].numel() * tensor.element_size() for tensor in tensors}
+        if len(sizes) != 1:
+            raise ConfigError(
+                "kv_transfer.mode", f"push needs KV blocks of one size in all layers; here are {sorted(sizes)} bytes"
+            )
+        block = sizes.pop() // part.heads * self._rank.kv_heads
+        width = block // first.element_size() // self._block_size // self._rank.kv_heads
         return KvFormat(
             model_fingerprint=self._fingerprint,
             dtype=str(first.dtype).removeprefix("torch."),
             block_size=self._block_size,
-            layers=len(tensors),
-            kv_heads=heads,
-            head_dim=head_pair // 2,
-            block_bytes=first[0].numel() * first.element_size(),
+            layers=self._rank.layers,
+            kv_heads=self._rank.kv_heads,
+            head_dim=width // 2,
+            block_bytes=block,
             mode=KvMode.PUSH,
             transport="nixl",
         )

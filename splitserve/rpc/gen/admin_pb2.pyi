@@ -54,10 +54,32 @@ class DrainRequest(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class DrainResponse(_message.Message):
-    __slots__ = ("finished_requests",)
+    __slots__ = ("finished_requests", "migrated_requests")
     FINISHED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    MIGRATED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     finished_requests: int
-    def __init__(self, finished_requests: _Optional[int] = ...) -> None: ...
+    migrated_requests: int
+    def __init__(self, finished_requests: _Optional[int] = ..., migrated_requests: _Optional[int] = ...) -> None: ...
+
+class MigrateRequest(_message.Message):
+    __slots__ = ("request_id", "worker", "timeout_s")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    worker: str
+    timeout_s: float
+    def __init__(self, request_id: _Optional[str] = ..., worker: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class MigrateResponse(_message.Message):
+    __slots__ = ("from_worker", "to_worker", "stall_s")
+    FROM_WORKER_FIELD_NUMBER: _ClassVar[int]
+    TO_WORKER_FIELD_NUMBER: _ClassVar[int]
+    STALL_S_FIELD_NUMBER: _ClassVar[int]
+    from_worker: str
+    to_worker: str
+    stall_s: float
+    def __init__(self, from_worker: _Optional[str] = ..., to_worker: _Optional[str] = ..., stall_s: _Optional[float] = ...) -> None: ...
 
 class SetWorkerPoolRequest(_message.Message):
     __slots__ = ("worker", "pool")

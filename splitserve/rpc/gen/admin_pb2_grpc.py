@@ -44,6 +44,11 @@ class AdminStub:
                 request_serializer=splitserve_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
                 response_deserializer=splitserve_dot_v1_dot_admin__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Migrate = channel.unary_unary(
+                '/splitserve.v1.Admin/Migrate',
+                request_serializer=splitserve_dot_v1_dot_admin__pb2.MigrateRequest.SerializeToString,
+                response_deserializer=splitserve_dot_v1_dot_admin__pb2.MigrateResponse.FromString,
+                _registered_method=True)
         self.SetWorkerPool = channel.unary_unary(
                 '/splitserve.v1.Admin/SetWorkerPool',
                 request_serializer=splitserve_dot_v1_dot_admin__pb2.SetWorkerPoolRequest.SerializeToString,
@@ -61,7 +66,16 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Takes a worker out of service: no new jobs; returns when its requests have ended. The worker then exits.
+        """Takes a worker out of service: no new jobs; requests that decode there move to other workers, those that can't are
+        finished. Returns when it holds none. The worker then exits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Migrate(self, request, context):
+        """Moves a request that is decoding to another worker, KV and all; its stream goes on. Returns when the new worker has
+        made a token. UNAVAILABLE says why a request can't move; it then goes on where it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +100,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=splitserve_dot_v1_dot_admin__pb2.DrainRequest.FromString,
                     response_serializer=splitserve_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
+            'Migrate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Migrate,
+                    request_deserializer=splitserve_dot_v1_dot_admin__pb2.MigrateRequest.FromString,
+                    response_serializer=splitserve_dot_v1_dot_admin__pb2.MigrateResponse.SerializeToString,
             ),
             'SetWorkerPool': grpc.unary_unary_rpc_method_handler(
                     servicer.SetWorkerPool,
@@ -147,6 +166,33 @@ class Admin:
             '/splitserve.v1.Admin/Drain',
             splitserve_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
             splitserve_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Migrate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitserve.v1.Admin/Migrate',
+            splitserve_dot_v1_dot_admin__pb2.MigrateRequest.SerializeToString,
+            splitserve_dot_v1_dot_admin__pb2.MigrateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,7 @@ class Failure(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FAILURE_CANCELLED: _ClassVar[Failure]
     FAILURE_INVALID: _ClassVar[Failure]
     FAILURE_ENGINE: _ClassVar[Failure]
+    FAILURE_MIGRATED: _ClassVar[Failure]
 POOL_UNSPECIFIED: Pool
 POOL_PREFILL: Pool
 POOL_DECODE: Pool
@@ -31,6 +32,7 @@ FAILURE_TRANSFER: Failure
 FAILURE_CANCELLED: Failure
 FAILURE_INVALID: Failure
 FAILURE_ENGINE: Failure
+FAILURE_MIGRATED: Failure
 
 class WorkerMessage(_message.Message):
     __slots__ = ("join", "deltas", "load")
@@ -43,20 +45,22 @@ class WorkerMessage(_message.Message):
     def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., deltas: _Optional[_Iterable[_Union[Delta, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class RouterMessage(_message.Message):
-    __slots__ = ("welcome", "job", "cancel", "peers", "set_pool", "drain")
+    __slots__ = ("welcome", "job", "cancel", "peers", "set_pool", "drain", "hand_over")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     SET_POOL_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    HAND_OVER_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     job: Job
     cancel: Cancel
     peers: Peers
     set_pool: SetPool
     drain: Drain
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[Job, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., peers: _Optional[_Union[Peers, _Mapping]] = ..., set_pool: _Optional[_Union[SetPool, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
+    hand_over: HandOver
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[Job, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., peers: _Optional[_Union[Peers, _Mapping]] = ..., set_pool: _Optional[_Union[SetPool, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., hand_over: _Optional[_Union[HandOver, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol_version", "worker")
@@ -67,32 +71,34 @@ class Join(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[_Union[WorkerInfo, _Mapping]] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("uuid", "name", "pool", "model", "kv", "kv_peer", "total_blocks", "max_sequences", "max_model_len", "metrics_address", "pid", "engine")
+    __slots__ = ("uuid", "name", "pool", "model", "kv", "kv_peers", "total_blocks", "max_sequences", "max_model_len", "metrics_address", "pid", "engine", "restores")
     UUID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     KV_FIELD_NUMBER: _ClassVar[int]
-    KV_PEER_FIELD_NUMBER: _ClassVar[int]
+    KV_PEERS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    RESTORES_FIELD_NUMBER: _ClassVar[int]
     uuid: str
     name: str
     pool: Pool
     model: str
     kv: KvFormat
-    kv_peer: KvPeer
+    kv_peers: _containers.RepeatedCompositeFieldContainer[KvPeer]
     total_blocks: int
     max_sequences: int
     max_model_len: int
     metrics_address: str
     pid: int
     engine: str
-    def __init__(self, uuid: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[_Union[Pool, str]] = ..., model: _Optional[str] = ..., kv: _Optional[_Union[KvFormat, _Mapping]] = ..., kv_peer: _Optional[_Union[KvPeer, _Mapping]] = ..., total_blocks: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_model_len: _Optional[int] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., engine: _Optional[str] = ...) -> None: ...
+    restores: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, uuid: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[_Union[Pool, str]] = ..., model: _Optional[str] = ..., kv: _Optional[_Union[KvFormat, _Mapping]] = ..., kv_peers: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ..., total_blocks: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_model_len: _Optional[int] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., engine: _Optional[str] = ..., restores: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class KvFormat(_message.Message):
     __slots__ = ("model_fingerprint", "dtype", "block_size", "layers", "kv_heads", "head_dim", "mode", "block_bytes", "transport")
@@ -117,12 +123,32 @@ class KvFormat(_message.Message):
     def __init__(self, model_fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., mode: _Optional[str] = ..., block_bytes: _Optional[int] = ..., transport: _Optional[str] = ...) -> None: ...
 
 class KvPeer(_message.Message):
-    __slots__ = ("uuid", "endpoint")
+    __slots__ = ("uuid", "endpoint", "part")
     UUID_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     uuid: str
     endpoint: str
-    def __init__(self, uuid: _Optional[str] = ..., endpoint: _Optional[str] = ...) -> None: ...
+    part: KvPart
+    def __init__(self, uuid: _Optional[str] = ..., endpoint: _Optional[str] = ..., part: _Optional[_Union[KvPart, _Mapping]] = ...) -> None: ...
+
+class KvPart(_message.Message):
+    __slots__ = ("first_layer", "layers", "first_head", "heads", "tensor_rank", "replica", "replicas")
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_HEAD_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_RANK_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    first_layer: int
+    layers: int
+    first_head: int
+    heads: int
+    tensor_rank: int
+    replica: int
+    replicas: int
+    def __init__(self, first_layer: _Optional[int] = ..., layers: _Optional[int] = ..., first_head: _Optional[int] = ..., heads: _Optional[int] = ..., tensor_rank: _Optional[int] = ..., replica: _Optional[int] = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("seen_jobs", "free_blocks", "free_sequences", "prefill_tokens", "prefill_token_limit", "parked_limit_blocks", "running", "quarantined_blocks", "pinned_blocks", "pool", "draining", "produced_tokens")
@@ -203,16 +229,26 @@ class Ticket(_message.Message):
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     epoch: int
-    source: KvPeer
-    destination: KvPeer
+    source: _containers.RepeatedCompositeFieldContainer[KvPeer]
+    destination: _containers.RepeatedCompositeFieldContainer[KvPeer]
     handover: bytes
-    def __init__(self, transfer_id: _Optional[str] = ..., epoch: _Optional[int] = ..., source: _Optional[_Union[KvPeer, _Mapping]] = ..., destination: _Optional[_Union[KvPeer, _Mapping]] = ..., handover: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, transfer_id: _Optional[str] = ..., epoch: _Optional[int] = ..., source: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ..., destination: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ..., handover: _Optional[bytes] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("job_id",)
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class HandOver(_message.Message):
+    __slots__ = ("job_id", "ticket", "at_end")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    AT_END_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    ticket: Ticket
+    at_end: bool
+    def __init__(self, job_id: _Optional[str] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., at_end: _Optional[bool] = ...) -> None: ...
 
 class Peers(_message.Message):
     __slots__ = ("peers",)
@@ -263,11 +299,17 @@ class Outcome(_message.Message):
     def __init__(self, finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., failure: _Optional[_Union[Failure, str]] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., handover: _Optional[bytes] = ..., transfer: _Optional[_Union[TransferStats, _Mapping]] = ...) -> None: ...
 
 class TransferStats(_message.Message):
-    __slots__ = ("bytes", "bytes_before_prefill_ended", "uncovered_s")
+    __slots__ = ("bytes", "bytes_before_prefill_ended", "uncovered_s", "writes", "writing_s", "queued_s")
     BYTES_FIELD_NUMBER: _ClassVar[int]
     BYTES_BEFORE_PREFILL_ENDED_FIELD_NUMBER: _ClassVar[int]
     UNCOVERED_S_FIELD_NUMBER: _ClassVar[int]
+    WRITES_FIELD_NUMBER: _ClassVar[int]
+    WRITING_S_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_S_FIELD_NUMBER: _ClassVar[int]
     bytes: int
     bytes_before_prefill_ended: int
     uncovered_s: float
-    def __init__(self, bytes: _Optional[int] = ..., bytes_before_prefill_ended: _Optional[int] = ..., uncovered_s: _Optional[float] = ...) -> None: ...
+    writes: int
+    writing_s: float
+    queued_s: float
+    def __init__(self, bytes: _Optional[int] = ..., bytes_before_prefill_ended: _Optional[int] = ..., uncovered_s: _Optional[float] = ..., writes: _Optional[int] = ..., writing_s: _Optional[float] = ..., queued_s: _Optional[float] = ...) -> None: ...

@@ -7,16 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from splitserve.core.config import KvTransferSettings
-from splitserve.core.worker import KvFormat, KvMode, KvPeer
+from splitserve.core.worker import KvFormat, KvMode, KvPart, KvPeer
+from splitserve.kv.layout import Shard, prompt_hash
 from splitserve.kv.shm import ShmTransport
-from splitserve.kv.transfer import Claim, Offer, Results, TransferEnded, TransferKey, TransferService
+from splitserve.kv.transfer import Claim, Offer, Results, Table, TransferEnded, TransferKey, TransferService
 from splitserve.kv.transport import TransportError, WriteState
 
-LAYERS, BLOCKS, BLOCK_BYTES = 3, 16, 64
-KV = KvFormat("demo", "float32", 16, LAYERS, 1, 8, BLOCK_BYTES, KvMode.PUSH, "shm")
+LAYERS, BLOCKS, BLOCK_SIZE, BLOCK_BYTES = 3, 16, 16, 64
+KV = KvFormat("demo", "float32", BLOCK_SIZE, LAYERS, 1, 8, BLOCK_BYTES, KvMode.PUSH, "shm")
+PART = KvPart(first_layer=0, layers=LAYERS, first_head=0, heads=1)
+SHARD = Shard(PART, BLOCK_SIZE, groups=(0,) * LAYERS)
 SETTINGS = KvTransferSettings(peer_silent_s=1.0, lease_s=20.0)
 TIMEOUT_S = 20.0
-PROMPT_HASH = b"p" * 16
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:
@@ -91,7 +93,9 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.transport = HeldTransport()
-        self.service = TransferService(self.uuid, lambda: self.transport, self.kv, self.settings, self.events.append)
+        self.service = TransferService(
+            self.uuid, lambda: self.transport, self.kv, SHARD, self.settings, self.events.append
+        )
 
     def collect(self) -> Results:
         new = self.service.take_results()
@@ -138,6 +142,12 @@ def content(uuid: str, layer: int, block: int) -> bytes:
     return f"{uuid}:{layer}:{block};".encode().ljust(BLOCK_BYTES, b".")
 
 
+def a_claim(key: TransferKey, source: KvPeer, deadline_s: float = 600.0) -> Claim:
+    """Of one block, for tests in which it fails."""
+    tokens = tuple(range(BLOCK_SIZE))
+    return Claim(key, (source,), prompt_hash(tokens), len(tokens), (Table(0, (1,)),), deadline_s)
+
+
 @dataclass
 class Pair:
     """A prefill and a decode worker, and one transfer between them of the prefiller's blocks 1, 2, 3, ..."""
@@ -148,19 +158,27 @@ class Pair:
     source_blocks: tuple[int, ...] = (1, 2, 3, 4)
     claimed: tuple[int, ...] = (9, 7, 11, 5)
 
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """It fills the source's blocks completely."""
+        return tuple(range(100, 100 + len(self.source_blocks) * BLOCK_SIZE))
+
     def offer(self) -> None:
         self.prefiller.fill(self.source_blocks)
-        self.prefiller.service.offer(Offer(self.key, self.decoder.peer, PROMPT_HASH, len(self.source_blocks)))
+        destination = (self.decoder.peer,)
+        self.prefiller.service.offer(Offer(self.key, destination, self.prompt, len(self.source_blocks)))
 
-    def claim(self, first: int = 0, prompt_hash: bytes = PROMPT_HASH, deadline_s: float = 60.0) -> None:
-        blocks = self.claimed[first:]
-        self.decoder.service.claim(Claim(self.key, self.prefiller.peer, prompt_hash, first, blocks, deadline_s))
+    def claim(self, first: int = 0, prompt: Sequence[int] | None = None, deadline_s: float = 60.0) -> None:
+        tokens = self.prompt if prompt is None else tuple(prompt)
+        tables = (Table(first, self.claimed[first:]),)
+        source = (self.prefiller.peer,)
+        self.decoder.service.claim(Claim(self.key, source, prompt_hash(tokens), len(tokens), tables, deadline_s))
 
     def forward(self, begin: int, end: int) -> None:
         """One chunk: blocks below `begin` are there, those below `end` are computed layer by layer."""
-        self.prefiller.service.computing(self.key, self.source_blocks[:end], begin)
+        self.prefiller.service.computing(self.key, [self.source_blocks[:end]], begin * BLOCK_SIZE)
         for layer in range(LAYERS):
-            self.prefiller.service.computed(layer, [(self.key, end)])
+            self.prefiller.service.computed(layer, [(self.key, end * BLOCK_SIZE)])
 
     def prefill(self) -> None:
         self.forward(0, len(self.source_blocks))

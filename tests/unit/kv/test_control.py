@@ -18,6 +18,7 @@ from splitserve.core.worker import KvPeer
 from splitserve.kv.control import ControlChannel
 from splitserve.kv.messages import (
     MAX_MESSAGE_BYTES,
+    PROTOCOL_VERSION,
     Cancel,
     Codec,
     Failed,
@@ -30,7 +31,7 @@ from splitserve.kv.messages import (
 )
 from splitserve.kv.news import News, PeerEnded, PeerRefused, PeerSilent, PeerUp, Received
 from splitserve.kv.probe import Probe
-from tests.unit.kv.rig import KV, TIMEOUT_S, wait_until
+from tests.unit.kv.rig import KV, PART, SHARD, TIMEOUT_S, wait_until
 
 SETTINGS = KvTransferSettings(peer_silent_s=0.5)
 
@@ -41,7 +42,7 @@ class Channel:
     def __init__(self, uuid: str, **changes: Any) -> None:
         self.news: queue.Queue[News] = queue.Queue()
         kv = replace(KV, **changes)
-        self.channel = ControlChannel(uuid, kv, f"memory of {uuid}".encode(), SETTINGS, self.news.put)
+        self.channel = ControlChannel(uuid, kv, SHARD, f"memory of {uuid}".encode(), SETTINGS, self.news.put)
         self.peer = self.channel.start()
 
     def next(self) -> News:
@@ -66,7 +67,7 @@ class RawPeer:
         self.inbox.setsockopt(zmq.RCVTIMEO, int(TIMEOUT_S * 1000))
         port = self.inbox.bind_to_random_port("tcp://127.0.0.1")
         self.outbox = self.context.socket(zmq.PUSH)
-        self.peer = KvPeer(uuid, f"tcp://127.0.0.1:{port}")
+        self.peer = KvPeer(uuid, f"tcp://127.0.0.1:{port}", PART)
         self.codec = Codec(uuid)
 
     def say(self, to: KvPeer, *messages: Message) -> None:
@@ -78,7 +79,7 @@ class RawPeer:
         self.outbox.send(frame)
 
     def hello(self, to: KvPeer) -> None:
-        self.say(to, Hello(self.peer.endpoint, KV, b""))
+        self.say(to, Hello(self.peer.endpoint, KV, SHARD, b""))
 
     def hear(self) -> Message:
         return self.codec.decode(self.inbox.recv())[2]
@@ -114,8 +115,8 @@ def test_hello_makes_both_sides_know_each_other_and_their_memory() -> None:
     a, b = Channel("a"), Channel("b")
     with channels(a, b):
         a.channel.connect(b.peer)
-        assert a.next() == PeerUp("b", b"memory of b")
-        assert b.next() == PeerUp("a", b"memory of a")
+        assert a.next() == PeerUp("b", SHARD, b"memory of b")
+        assert b.next() == PeerUp("a", SHARD, b"memory of a")
         a.channel.send("b", Cancel("t", 1))
         assert b.next() == Received("a", Cancel("t", 1))
 
@@ -125,7 +126,7 @@ def test_connecting_again_tells_again_what_is_known() -> None:
     with channels(a, b):
         for _ in range(3):
             a.channel.connect(b.peer)
-            assert a.next() == PeerUp("b", b"memory of b")
+            assert a.next() == PeerUp("b", SHARD, b"memory of b")
 
 
 def test_a_format_that_differs_is_refused_on_both_sides_with_the_field_named() -> None:
@@ -151,12 +152,12 @@ def test_a_worker_does_not_connect_to_itself(channel: Channel) -> None:
 def test_noise_is_counted_by_kind_and_the_channel_lives_on(channel: Channel, raw: Callable[[str], RawPeer]) -> None:
     peer = raw("b")
     peer.hello(channel.peer)
-    assert channel.next() == PeerUp("b", b"")
+    assert channel.next() == PeerUp("b", SHARD, b"")
     peer.say_raw(b"\xc1 noise")
     peer.say_raw(b"")
     peer.say_raw(b"x" * (MAX_MESSAGE_BYTES + 1))
     peer.say_raw(msgspec.msgpack.encode([99, "b", "a", ["future"]]))
-    peer.say_raw(msgspec.msgpack.encode([1, "b", "a", ["teleport"]]))
+    peer.say_raw(msgspec.msgpack.encode([PROTOCOL_VERSION, "b", "a", ["teleport"]]))
     peer.say_raw(Codec("b").encode("somebody else", Cancel("t", 1)))
     peer.say_raw(Codec("stranger").encode("a", Cancel("t", 1)))
     peer.say_raw(Codec("b").encode("a", Cancel("t", 2)))
@@ -175,7 +176,7 @@ def test_a_message_to_nobody_and_one_too_large_are_counted(channel: Channel, raw
     peer.hello(channel.peer)
     channel.next()
     channel.channel.send("nobody", Cancel("t", 1))
-    channel.channel.send("b", Hello("tcp://127.0.0.1:1", KV, b"x" * MAX_MESSAGE_BYTES))
+    channel.channel.send("b", Hello("tcp://127.0.0.1:1", KV, SHARD, b"x" * MAX_MESSAGE_BYTES))
     wait_until(lambda: channel.channel.dropped.total() == 2, "both are counted")
     assert channel.channel.dropped == {"to an unknown worker": 1, "own oversized": 1}
 
@@ -184,7 +185,7 @@ def test_a_peer_that_does_not_read_fills_its_own_queue_only(channel: Channel, ra
     deaf, peer = raw("deaf"), raw("b")
     deaf.hello(channel.peer)
     peer.hello(channel.peer)
-    assert {channel.next(), channel.next()} == {PeerUp("deaf", b""), PeerUp("b", b"")}
+    assert {channel.next(), channel.next()} == {PeerUp("deaf", SHARD, b""), PeerUp("b", SHARD, b"")}
     for _ in range(8_000):
         channel.channel.send("deaf", Failed("t", 1, "write", "x" * 4000))
     channel.channel.send("b", Cancel("t", 1))
@@ -197,7 +198,7 @@ def test_a_ping_is_answered_while_nobody_takes_the_news(raw: Callable[[str], Raw
     a = Channel("a")
     with channels(a):
         peer = raw("b")
-        peer.say(a.peer, Hello(peer.peer.endpoint, KV, b""), *[Ping()] * 5)
+        peer.say(a.peer, Hello(peer.peer.endpoint, KV, SHARD, b""), *[Ping()] * 5)
         for _ in range(5):
             assert peer.hear_until(Pong) == Pong()
 
@@ -207,10 +208,10 @@ def test_a_peer_that_answers_nothing_falls_silent_but_has_not_ended(
 ) -> None:
     peer = raw("b")
     peer.hello(channel.peer)
-    assert channel.next() == PeerUp("b", b"")
+    assert channel.next() == PeerUp("b", SHARD, b"")
     assert channel.next() == PeerSilent("b")
     peer.say(channel.peer, Pong())
-    assert channel.next() == PeerUp("b", b"")
+    assert channel.next() == PeerUp("b", SHARD, b"")
 
 
 def test_goodbye_proves_the_end(channel: Channel, raw: Callable[[str], RawPeer]) -> None:
@@ -235,7 +236,7 @@ def test_a_closing_channel_says_goodbye() -> None:
 def test_a_refused_connection_proves_the_end(channel: Channel, raw: Callable[[str], RawPeer]) -> None:
     peer = raw("b")
     peer.hello(channel.peer)
-    assert channel.next() == PeerUp("b", b"")
+    assert channel.next() == PeerUp("b", SHARD, b"")
     peer.inbox.close(0)
     assert channel.next() == PeerEnded("b", "its endpoint refuses connections")
 
@@ -244,9 +245,9 @@ def test_another_worker_at_a_known_endpoint_proves_the_end(channel: Channel, raw
     peer = raw("b")
     peer.hello(channel.peer)
     channel.next()
-    peer.say_raw(Codec("c").encode("a", Hello(peer.peer.endpoint, KV, b"")))
+    peer.say_raw(Codec("c").encode("a", Hello(peer.peer.endpoint, KV, SHARD, b"")))
     assert channel.next() == PeerEnded("b", "worker c listens at its endpoint now")
-    assert channel.next() == PeerUp("c", b"")
+    assert channel.next() == PeerUp("c", SHARD, b"")
     peer.hello(channel.peer)
     wait_until(lambda: channel.channel.dropped["hello of an ended worker"] == 1, "the dead stay dead")
 
@@ -254,16 +255,16 @@ def test_another_worker_at_a_known_endpoint_proves_the_end(channel: Channel, raw
 def test_a_reply_of_another_worker_proves_the_end_of_the_one_asked_for() -> None:
     a, b = Channel("a"), Channel("b")
     with channels(a, b):
-        a.channel.connect(KvPeer("before b", b.peer.endpoint))
+        a.channel.connect(KvPeer("before b", b.peer.endpoint, PART))
         told = [a.next(), a.next()]
-        assert PeerUp("b", b"memory of b") in told
+        assert PeerUp("b", SHARD, b"memory of b") in told
         assert any(isinstance(news, PeerEnded) and news.uuid == "before b" for news in told)
 
 
 def test_a_reply_that_nobody_asked_for_changes_nothing(channel: Channel, raw: Callable[[str], RawPeer]) -> None:
     peer = raw("b")
-    peer.say(channel.peer, HelloReply("b", KV, b"forged"), Hello(peer.peer.endpoint, KV, b"true"))
-    assert channel.next() == PeerUp("b", b"true")
+    peer.say(channel.peer, HelloReply("b", KV, SHARD, b"forged"), Hello(peer.peer.endpoint, KV, SHARD, b"true"))
+    assert channel.next() == PeerUp("b", SHARD, b"true")
 
 
 # The probe -----------------------------------------------------------------------------------------------------------

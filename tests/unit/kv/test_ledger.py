@@ -4,7 +4,6 @@ from itertools import product
 
 import pytest
 
-from splitserve.core.worker import KvPeer
 from splitserve.kv.ledger import (
     AWAITS_QUIET,
     DESTINATION,
@@ -23,7 +22,8 @@ from splitserve.kv.ledger import (
     SourceState,
     step,
 )
-from splitserve.kv.ticket import Claim, TransferKey
+from splitserve.kv.source_ticket import SourceTicket
+from splitserve.kv.ticket import LegKey
 
 PREFILL_OVER = {SourceEvent.PREFILL_ENDED, SourceEvent.PREFILL_ABORTED}
 FENCES = {DestinationEvent.DONE, DestinationEvent.FAILED, DestinationEvent.CANCELLED, DestinationEvent.PEER_ENDED}
@@ -156,27 +156,27 @@ def _reachable(table: object, start: object) -> set[object]:
     return found
 
 
-def _claim(number: int) -> Claim:
-    return Claim(TransferKey(f"t{number}", 1), KvPeer("a", "tcp://127.0.0.1:1"), b"h" * 16, 0, (), 1.0)
+def _ticket(number: int) -> SourceTicket:
+    return SourceTicket(LegKey(f"t{number}", 1, "decoder"))
 
 
 def test_the_ledger_forgets_the_oldest_ended_tickets_and_never_a_live_one() -> None:
-    ledger: Ledger[Claim] = Ledger(most_ended=2)
-    claims = [_claim(number) for number in range(5)]
-    for claim in claims:
-        ledger.keep(claim, ended=False)
-    for claim in claims[:4]:
-        ledger.keep(claim, ended=True)
-    assert [ledger.get(claim.key) for claim in claims] == [None, None, *claims[2:]]
-    assert list(ledger.live()) == [claims[4]]
+    ledger: Ledger[SourceTicket] = Ledger(most_ended=2)
+    tickets = [_ticket(number) for number in range(5)]
+    for ticket in tickets:
+        ledger.keep(ticket, ended=False)
+    for ticket in tickets[:4]:
+        ledger.keep(ticket, ended=True)
+    assert [ledger.get(ticket.key) for ticket in tickets] == [None, None, *tickets[2:]]
+    assert list(ledger.live()) == [tickets[4]]
 
 
 def test_an_ended_ticket_that_comes_back_to_life_is_live_again() -> None:
-    ledger: Ledger[Claim] = Ledger(most_ended=1)
-    claim = _claim(1)
-    ledger.keep(claim, ended=True)
-    ledger.keep(claim, ended=False)
-    ledger.keep(_claim(2), ended=True)
-    ledger.keep(_claim(3), ended=True)
-    assert ledger.get(claim.key) is claim
+    ledger: Ledger[SourceTicket] = Ledger(most_ended=1)
+    ticket = _ticket(1)
+    ledger.keep(ticket, ended=True)
+    ledger.keep(ticket, ended=False)
+    ledger.keep(_ticket(2), ended=True)
+    ledger.keep(_ticket(3), ended=True)
+    assert ledger.get(ticket.key) is ticket
     assert len(ledger) == 1

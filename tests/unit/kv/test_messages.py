@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitserve.core.worker import KvFormat, KvMode, TransferStats
+from splitserve.core.worker import KvFormat, KvMode, KvPart, TransferStats
+from splitserve.kv.layout import Shard
 from splitserve.kv.messages import (
     MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION,
@@ -15,6 +16,7 @@ from splitserve.kv.messages import (
     Done,
     Failed,
     Goodbye,
+    GroupTable,
     Hello,
     HelloReply,
     Malformed,
@@ -26,13 +28,14 @@ from splitserve.kv.messages import (
 )
 
 KV = KvFormat("abc", "float32", 16, 4, 2, 8, 2048, KvMode.PUSH, "shm")
+SHARD = Shard(KvPart(2, 2, 1, 1, tensor_rank=1, replica=0, replicas=1), 16, (0, 1))
 MESSAGES: list[Message] = [
-    Hello("tcp://127.0.0.1:5000", KV, b"address"),
-    Hello("tcp://[::1]:5000", KV, b""),
-    HelloReply("b", KV, b"address", "kv.dtype is ..."),
-    Register("t", 1, b"h" * 16, 2, (5, 6), 3.5),
+    Hello("tcp://127.0.0.1:5000", KV, SHARD, b"address"),
+    Hello("tcp://[::1]:5000", KV, SHARD, b""),
+    HelloReply("b", KV, SHARD, b"address", "kv.dtype is ..."),
+    Register("t", 1, b"h" * 16, 60, (GroupTable(2, (5, 6)), GroupTable(3, (7,))), 3.5),
     Progress("t", 1, 7),
-    Done("t", 1, TransferStats(1, 2, -0.5)),
+    Done("t", 1, TransferStats(1, 2, -0.5, 3, 0.25, 0.125)),
     Failed("t", 1, "write", "sentence"),
     Cancel("t", 1),
     Cancelled("t", 1),
@@ -49,6 +52,9 @@ def test_every_message_survives_the_wire(message: Message) -> None:
 
 def test_every_kind_of_message_is_covered_above() -> None:
     assert {type(message) for message in MESSAGES} == set(Message.__args__)
+
+
+_BUILTINS = (msgspec.to_builtins(KV), msgspec.to_builtins(SHARD))
 
 
 def _kind(frame: bytes) -> str:
@@ -72,19 +78,34 @@ def test_an_unknown_message_is_malformed() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        ["register", "t", 1, b"short", 0, [1], 1.0],
-        ["register", "t", -1, b"h" * 16, 0, [1], 1.0],
-        ["register", "t", 1, b"h" * 16, 0, [-1], 1.0],
-        ["register", "t", 1, b"h" * 16, 0, [2**31], 1.0],
-        ["register", "", 1, b"h" * 16, 0, [1], 1.0],
-        ["register", "t" * 300, 1, b"h" * 16, 0, [1], 1.0],
-        ["hello", "tcp://somewhere.example:80", msgspec.to_builtins(KV), b""],
-        ["hello", "ipc:///tmp/socket", msgspec.to_builtins(KV), b""],
+        ["register", "t", 1, b"short", 16, [[0, [1]]], 1.0],
+        ["register", "t", -1, b"h" * 16, 16, [[0, [1]]], 1.0],
+        ["register", "t", 1, b"h" * 16, -1, [[0, [1]]], 1.0],
+        ["register", "t", 1, b"h" * 16, 16, [[0, [-1]]], 1.0],
+        ["register", "t", 1, b"h" * 16, 16, [[0, [2**31]]], 1.0],
+        ["register", "t", 1, b"h" * 16, 16, [[-1, [1]]], 1.0],
+        ["register", "t", 1, b"h" * 16, 16, [[0, [1]]] * 257, 1.0],
+        ["register", "", 1, b"h" * 16, 16, [[0, [1]]], 1.0],
+        ["register", "t" * 300, 1, b"h" * 16, 16, [[0, [1]]], 1.0],
+        ["hello", "tcp://somewhere.example:80", *_BUILTINS, b""],
+        ["hello", "ipc:///tmp/socket", *_BUILTINS, b""],
         ["done", "t", 1],
     ],
 )
 def test_a_field_out_of_bounds_is_malformed(body: object) -> None:
     assert _kind(_frame(body)) == "malformed"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ["register", "t", 1, b"h" * 16, 16, [[0, [1]]], 1.0],
+        ["hello", "tcp://127.0.0.1:80", *_BUILTINS, b""],
+    ],
+)
+def test_the_same_bodies_within_bounds_are_read(body: object) -> None:
+    """The negative twin of the test above: each of its bodies fails by the one field that is wrong."""
+    assert Codec("b").decode(_frame(body))[0] == "a"
 
 
 def test_an_oversized_frame_is_refused_before_it_is_read() -> None:
@@ -93,7 +114,7 @@ def test_an_oversized_frame_is_refused_before_it_is_read() -> None:
 
 def test_an_oversized_message_is_never_made() -> None:
     with pytest.raises(Malformed, match="oversized"):
-        Codec("a").encode("b", Hello("tcp://127.0.0.1:1", KV, b"x" * MAX_MESSAGE_BYTES))
+        Codec("a").encode("b", Hello("tcp://127.0.0.1:1", KV, SHARD, b"x" * MAX_MESSAGE_BYTES))
 
 
 @given(st.binary(max_size=300))

@@ -8,17 +8,20 @@ import pytest
 from splitserve.core.config import KvTransferSettings
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import KvPeer
-from splitserve.kv.transfer import Claim, TransferKey, TransferService
+from splitserve.kv.transfer import TransferKey, TransferService
 from splitserve.kv.transport import TransportError
 from tests.unit.kv.rig import (
     BLOCK_BYTES,
+    BLOCK_SIZE,
     KV,
     LAYERS,
-    PROMPT_HASH,
+    PART,
     SETTINGS,
+    SHARD,
     HeldTransport,
     Pair,
     Worker,
+    a_claim,
     running,
     running_pair,
     wait_until,
@@ -87,7 +90,7 @@ def test_each_chunk_is_written_before_the_next_is_computed(pair: Pair) -> None:
 def test_blocks_cached_at_the_source_go_out_at_registration(pair: Pair) -> None:
     pair.claim()
     pair.offer()
-    pair.prefiller.service.computing(pair.key, pair.source_blocks, 3)
+    pair.prefiller.service.computing(pair.key, [pair.source_blocks], 3 * BLOCK_SIZE)
     wait_until(lambda: len(pair.prefiller.transport.posted) == LAYERS, "the cached blocks are written")
     assert pair.prefiller.transport.posted == [(layer, 3) for layer in range(LAYERS)]
 
@@ -105,7 +108,7 @@ def test_a_wrong_block_table_is_seen_to_differ(pair: Pair) -> None:
     """The negative twin of the tests above: their check can fail."""
     pair.claim()
     pair.offer()
-    pair.prefiller.service.computing(pair.key, (1, 3, 2, 4), 4)
+    pair.prefiller.service.computing(pair.key, [(1, 3, 2, 4)], 4 * BLOCK_SIZE)
     pair.decoder.wait_for("received", pair.key)
     assert not pair.arrived()
 
@@ -170,9 +173,9 @@ def test_a_preempted_prefill_waits_for_its_writes_and_is_written_from_its_new_bl
     pair.prefiller.transport.let_go()
     pair.prefiller.service.drain([pair.key])
     pair.prefiller.fill((12, 13))
-    pair.prefiller.service.computing(pair.key, (10, 11, 12, 13), 0)
+    pair.prefiller.service.computing(pair.key, [(10, 11, 12, 13)], 0)
     for layer in range(LAYERS):
-        pair.prefiller.service.computed(layer, [(pair.key, 4)])
+        pair.prefiller.service.computed(layer, [(pair.key, 4 * BLOCK_SIZE)])
     pair.decoder.wait_for("received", pair.key)
     assert pair.decoder.holds(pair.prefiller, (1, 2, 12, 13), pair.claimed)
 
@@ -184,7 +187,7 @@ def test_a_drain_of_prefills_without_writes_returns_at_once(pair: Pair) -> None:
 # Refusals ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("claim_first", [True, False])
 def test_kv_of_another_prompt_is_refused_with_the_field_named(pair: Pair, claim_first: bool) -> None:
-    steps = [lambda: pair.claim(prompt_hash=b"q" * 16), pair.offer]
+    steps = [lambda: pair.claim(prompt=pair.prompt[::-1]), pair.offer]
     for step in steps if claim_first else reversed(steps):
         step()
     pair.prefill()
@@ -216,30 +219,31 @@ def test_a_worker_whose_memory_has_another_shape_is_refused() -> None:
         pair.prefill()
         pair.decoder.wait_for("failed", pair.key)
         pair.prefiller.wait_for("sent", pair.key)
-        assert pair.decoder.event(pair.key, False).error == "worker decoder is not connected"
+        error = "this rank has nothing of what the claim's rank holds, or can't write to it"
+        assert pair.decoder.event(pair.key, False).error == error
 
 
 def test_a_claim_on_another_workers_endpoint_fails_with_proof(pair: Pair) -> None:
     """The uuid is one process start: whoever listens at its endpoint now is somebody else."""
-    gone = KvPeer("gone", pair.prefiller.peer.endpoint)
+    gone = KvPeer("gone", pair.prefiller.peer.endpoint, PART)
     for _ in range(2):
         pair.key = TransferKey(pair.key.transfer_id, pair.key.epoch + 1)
-        pair.decoder.service.claim(Claim(pair.key, gone, PROMPT_HASH, 0, (1,), 60.0))
+        pair.decoder.service.claim(a_claim(pair.key, gone))
         pair.decoder.wait_for("failed", pair.key)
-        assert pair.decoder.event(pair.key, False).error == "the prefill worker gone has ended"
+        assert pair.decoder.event(pair.key, False).error == "the source's rank gone has ended"
 
 
 def test_a_claim_on_an_endpoint_where_nobody_listens_fails_before_its_deadline(pair: Pair) -> None:
     other = Worker("short-lived")
     with running(other):
         endpoint = other.peer
-    pair.decoder.service.claim(Claim(pair.key, endpoint, PROMPT_HASH, 0, (1,), 600.0))
+    pair.decoder.service.claim(a_claim(pair.key, endpoint))
     pair.decoder.wait_for("failed", pair.key)
     pair.assert_at_rest()
 
 
 def test_an_endpoint_that_is_none_is_refused(pair: Pair) -> None:
-    pair.decoder.service.claim(Claim(pair.key, KvPeer("x", "nonsense"), PROMPT_HASH, 0, (1,), 600.0))
+    pair.decoder.service.claim(a_claim(pair.key, KvPeer("x", "nonsense", PART)))
     pair.decoder.wait_for("failed", pair.key)
     assert "its endpoint 'nonsense' is not usable" in pair.decoder.event(pair.key, False).error
 
@@ -359,9 +363,12 @@ def test_a_claim_past_its_deadline_is_cancelled_and_fails_only_when_fenced(pair:
     pair.assert_at_rest()
 
 
-def test_a_prefill_that_was_never_offered_is_given_back_at_once(pair: Pair) -> None:
+def test_the_end_of_a_prefill_that_was_never_offered_is_counted_and_owes_nothing(pair: Pair) -> None:
     pair.prefiller.service.prefill_aborted(pair.key)
-    pair.prefiller.wait_for("sent", pair.key)
+    pair.prefiller.service.prefill_ended(pair.key)
+    wait_until(lambda: pair.prefiller.dropped() == {"own end of no offer": 2}, "both are counted")
+    pair.assert_at_rest()
+    assert not pair.prefiller.told
 
 
 # The end -------------------------------------------------------------------------------------------------------------
@@ -373,9 +380,9 @@ def test_a_closing_source_fails_its_claims_and_says_goodbye(pair: Pair) -> None:
     pair.prefiller.service.close()
     pair.decoder.wait_for("failed", pair.key)
     later = TransferKey("later", 1)
-    pair.decoder.service.claim(Claim(later, pair.prefiller.peer, PROMPT_HASH, 0, (1,), 60.0))
+    pair.decoder.service.claim(a_claim(later, pair.prefiller.peer))
     pair.decoder.wait_for("failed", later)
-    assert pair.decoder.event(later, False).error == "the prefill worker prefiller has ended"
+    assert pair.decoder.event(later, False).error == "the source's rank prefiller has ended"
 
 
 def test_a_closing_destination_takes_its_claims_back(pair: Pair) -> None:
@@ -393,14 +400,14 @@ def test_a_transport_that_cannot_be_made_is_raised_at_the_start() -> None:
     def refuse() -> HeldTransport:
         raise TransportError("no such device")
 
-    service = TransferService("a", refuse, KV, SETTINGS, lambda _: None)
+    service = TransferService("a", refuse, KV, SHARD, SETTINGS, lambda _: None)
     with pytest.raises(TransportError, match="no such device"):
         service.start()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "no.such.host.invalid", "203.0.113.7"])
 def test_a_host_that_peers_cannot_reach_is_refused_with_the_setting_named(host: str) -> None:
-    service = TransferService("a", HeldTransport, KV, KvTransferSettings(host=host), lambda _: None)
+    service = TransferService("a", HeldTransport, KV, SHARD, KvTransferSettings(host=host), lambda _: None)
     with pytest.raises(ConfigError, match=r"kv_transfer\.host"):
         service.start()
 
@@ -410,9 +417,9 @@ def test_a_broken_transfer_thread_is_told_to_the_engine() -> None:
         raise RuntimeError("a defect")
 
     worker = Worker("prefiller")
-    worker.service = TransferService("prefiller", lambda: worker.transport, KV, SETTINGS, explode)
+    worker.service = TransferService("prefiller", lambda: worker.transport, KV, SHARD, SETTINGS, explode)
     with running(worker):
-        worker.service.prefill_aborted(TransferKey("t", 1))
+        worker.service.claim(a_claim(TransferKey("t", 1), KvPeer("x", "nonsense", PART)))
         with pytest.raises(TransportError, match="a defect"):
             wait_until(lambda: bool(worker.service.take_results().failed), "the error")
         running_loop = worker.service._running

@@ -211,26 +211,31 @@ async def test_a_lost_worker_that_had_made_everything_is_not_replaced(stage: Sta
     assert stage.token_ids == [10, 11]
 
 
-@pytest.mark.parametrize("field", ["presence_penalty", "frequency_penalty"])
-async def test_output_penalties_are_refused_in_mid_stream_by_name(stage: Stage, field: str) -> None:
-    decode = stage.worker("d0", Pool.DECODE)
-    stage.worker("d1", Pool.DECODE)
-    call = stage.request(**{field: 0.5})  # type: ignore[arg-type]
+@pytest.mark.parametrize("field", ["presence_penalty", "frequency_penalty", "seed"])
+async def test_a_worker_that_takes_up_a_sampler_state_gets_the_output_that_it_follows_from(
+    stage: Stage, field: str
+) -> None:
+    decode, spare = stage.worker("d0", Pool.DECODE), stage.worker("d1", Pool.DECODE)
+    call = stage.request(**{field: 1})  # type: ignore[arg-type]
     decode.say(await decode.decode_job(), 10)
     await stage.seen(1)
     decode.die()
-    error = await failure(call)
-    assert isinstance(error, Unavailable)
-    assert f"sampling.{field}" in str(error)
+    resumed = await spare.decode_job()
+    assert resumed.output == (10,)
+    assert getattr(resumed.sampling, field) == 1
+    spare.finish(resumed, 11, 12, 13, index=1)
+    await ending(call)
+    assert stage.token_ids == [10, 11, 12, 13]
 
 
-async def test_output_penalties_are_no_hindrance_before_the_first_token(stage: Stage) -> None:
+async def test_a_worker_that_can_not_take_up_a_sampler_state_says_so_to_the_client(stage: Stage) -> None:
     decode, spare = stage.worker("d0", Pool.DECODE), stage.worker("d1", Pool.DECODE)
     call = stage.request(presence_penalty=0.5)
-    await decode.decode_job()
+    decode.say(await decode.decode_job(), 10)
+    await stage.seen(1)
     decode.die()
-    spare.finish(await spare.decode_job(), 10)
-    await ending(call)
+    spare.fail(await spare.decode_job(), Failure.INVALID)
+    assert isinstance(await failure(call), InvalidRequest)
 
 
 @pytest.mark.parametrize("how", ["dies", "transfer", "engine", "cancelled"])

@@ -2,11 +2,9 @@
 
 import pytest
 
-from splitserve.core.errors import Unavailable
 from splitserve.core.request import FinishReason, SamplingParams
-from splitserve.router.resume import check_resumable, finished_already
-
-CAUSE = Unavailable("d0 is gone")
+from splitserve.core.sampler_state import STATEFUL
+from splitserve.router.resume import finished_already, migration_refusal
 
 
 @pytest.mark.parametrize(
@@ -28,14 +26,18 @@ def test_an_output_is_finished_when_its_last_token_says_so(
     assert finished_already(sampling, output, eos_token_ids=(1,)) is reason
 
 
-@pytest.mark.parametrize("field", ["presence_penalty", "frequency_penalty"])
-def test_penalties_that_count_output_can_not_be_resumed(field: str) -> None:
-    sampling = SamplingParams(max_tokens=9, **{field: 0.1})  # type: ignore[arg-type]
-    check_resumable(sampling, [], CAUSE)
-    with pytest.raises(Unavailable, match=rf"sampling\.{field}.*d0 is gone"):
-        check_resumable(sampling, [5], CAUSE)
+@pytest.mark.parametrize("field", sorted(STATEFUL))
+def test_a_request_does_not_move_where_its_sampler_state_would_be_lost(field: str) -> None:
+    sampling = SamplingParams(max_tokens=9, **{field: 1})  # type: ignore[arg-type]
+    assert migration_refusal(sampling, [5, 6], STATEFUL) == ""
+    refusal = migration_refusal(sampling, [5, 6], STATEFUL - {field})
+    assert f"sampling.{field}" in refusal
+    assert "after 2 tokens" in refusal
 
 
-def test_everything_else_can() -> None:
-    sampling = SamplingParams(max_tokens=9, repetition_penalty=1.5, seed=3, stop=("x",), logprobs=2, min_tokens=2)
-    check_resumable(sampling, [5], CAUSE)
+def test_a_sampler_without_a_state_may_go_on_anywhere() -> None:
+    stateless = SamplingParams(max_tokens=9, repetition_penalty=1.5, stop=("x",), logprobs=2, min_tokens=2)
+    greedy = SamplingParams(max_tokens=9, temperature=0, seed=3)
+    for sampling in (stateless, greedy):
+        assert migration_refusal(sampling, [5], restores=()) == ""
+    assert migration_refusal(SamplingParams(max_tokens=9, seed=3), [], restores=()) == "", "no draw was made yet"
