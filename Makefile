@@ -3,6 +3,7 @@
 #   PYTHON       interpreter for .venv (default: python3.11; the lock is for 3.11)
 #   TORCH_INDEX  an extra package index for torch, such as PyTorch's index of CPU builds
 #   ENGINE       vllm or sim, for `make demo`
+#   VERSION      a vLLM release, for `make test-vllm`
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENGINE ?= vllm
@@ -10,7 +11,8 @@ TORCH  := torch==2.13.0
 
 VENV  := .venv
 BIN   := $(VENV)/bin
-PIP   := $(BIN)/python -m pip install -qq --disable-pip-version-check
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check
+PIP   := $(BIN)/python $(PIP_INSTALL)
 STAMP := $(VENV)/.installed
 LOCKS := requirements/cpu.txt requirements/dev.txt
 
@@ -19,8 +21,13 @@ PARTS       := unit contract cluster vllm
 QUICK_PARTS := unit contract cluster
 SLOW_PARTS  := slow
 
+# Other vLLM releases: one lock each, which names what differs from .venv; the rest is taken from there.
+OTHER_VLLM  := .venv-vllm-$(VERSION)
+OTHER_LOCK  := requirements/vllm-$(VERSION).txt
+VLLM_TESTS  := tests/vllm/test_engine_contract.py tests/vllm/test_exactness.py
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check proto clean
+.PHONY: help install demo test test-slow test-vllm check proto docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +69,7 @@ define run_static_checks
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python proto/generate.py --check
+	@$(BIN)/python docs/generate.py --check
 endef
 
 test: install ## Run the static checks of `check` and every test but the slow ones (what CI runs)
@@ -71,6 +79,26 @@ test: install ## Run the static checks of `check` and every test but the slow on
 test-slow: install ## Run the long fault, load and parallelism tests
 	$(call run_parts,$(SLOW_PARTS),slow,--durations=15)
 
+test-vllm: install ## Run the engine contract and the exactness tests on another vLLM release: VERSION=0.31.0
+	@test -f $(OTHER_LOCK) || \
+	  { echo "Say which release: make test-vllm VERSION=" $(patsubst requirements/vllm-%.txt,%,$(wildcard requirements/vllm-*.txt)); exit 1; }
+	@$(MAKE) --no-print-directory $(OTHER_VLLM)/.installed
+	@$(OTHER_VLLM)/bin/python -m pytest $(VLLM_TESTS)
+
+# An older torch comes with its own dependencies; vLLM for CPUs takes triton, if it is there, for a GPU's.
+.venv-vllm-%/.installed: requirements/vllm-%.txt $(STAMP)
+	@echo "Installing vLLM $* into $(@D) (a minute; several and 5 GB with an older torch) ..."
+	@rm -rf $(@D) && "$(PYTHON)" -m venv $(@D)
+	@$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+	  > "$$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/beneath.pth"
+	@torch=$$(grep '^torch==' $<); echo "  1/2 $${torch:-torch as in $(VENV)}"; if [ -n "$$torch" ]; then \
+	  $(@D)/bin/python $(PIP_INSTALL) --no-warn-conflicts "$$torch" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) && \
+	  $(@D)/bin/python -m pip uninstall -qq -y triton; fi
+	@echo "  2/2 what differs from $(VENV)"
+	@$(@D)/bin/python $(PIP_INSTALL) --no-deps -r $<
+	@$(@D)/bin/python -c 'import torch, vllm; print("      vLLM", vllm.__version__, "on torch", torch.__version__)'
+	@touch $@
+
 check: install ## Format, lint, types, import contracts, generated code, unit and simulated cluster tests (under two minutes)
 	$(run_static_checks)
 	$(call run_parts,$(QUICK_PARTS),not slow and not vllm and not nixl,--quiet -n 2 --dist loadfile)
@@ -78,5 +106,8 @@ check: install ## Format, lint, types, import contracts, generated code, unit an
 proto: install ## Generate splitserve/rpc/gen from proto/
 	@$(BIN)/python proto/generate.py
 
-clean: ## Remove .venv and caches
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+docs: install ## Draw docs/kv-ledger.md from the ledger's tables
+	@$(BIN)/python docs/generate.py
+
+clean: ## Remove .venv, those of other vLLM releases, and caches
+	@rm -rf $(VENV) .venv-vllm-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

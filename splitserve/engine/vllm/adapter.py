@@ -5,15 +5,14 @@ stop strings are the work of vLLM's own detokeniser, run here so that a resumed 
 """
 
 import json
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
 from splitserve.core.config import KvTransferSettings, VllmSettings
-from splitserve.core.errors import ConfigError, EngineError
+from splitserve.core.errors import EngineError
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.sampler_state import SamplerState
@@ -31,26 +30,17 @@ from splitserve.core.worker import (
     TransferStats,
 )
 from splitserve.engine.protocol import EngineInfo, EngineLoad, OnDeltas
+from splitserve.engine.vllm.arguments import engine_arguments, prepare_environment, ranks_of, side_channel
+from splitserve.engine.vllm.connector_state import ConnectorState
 from splitserve.engine.vllm.runner import Runner, start_runner
-from splitserve.engine.vllm.sampler_state import CPU_WORKER, GPU_WORKER, refuse_lost_penalties, restorable
-from splitserve.engine.vllm.translate import (
-    detokenizer,
-    logprobs_of,
-    prepare_environment,
-    refusals,
-    side_channel_peer,
-    tokenizer,
-    vllm_params,
-)
+from splitserve.engine.vllm.sampler_state import refuse_lost_penalties, restorable
+from splitserve.engine.vllm.translate import detokenizer, logprobs_of, refusals, tokenizer, vllm_params
 from splitserve.engine.vllm.warm import warm_up
-from splitserve.kv.bridge import AdapterEnd, Armed, Connect, Ended, Free, FromConnector, HandOver, Held, Started
+from splitserve.kv.bridge import AdapterEnd, Connect, HandOver
 from splitserve.kv.job_params import DESTINATION, SOURCE, job_params, ticket_params
-from splitserve.kv.layout import block_bytes, tokens_to_move
-from splitserve.kv.source_ticket import merged
+from splitserve.kv.layout import block_bytes, part_of, tokens_to_move
 from splitserve.kv.transfer import TransferKey
 
-CONNECTOR_TIMEOUT_S = 60.0
-GIB = 1024**3
 NULL_BLOCKS = 1  # vLLM keeps one block as padding
 
 
@@ -84,26 +74,21 @@ class VllmEngine:
         self._cpu_core = cpu_core
         self._jobs: dict[str, _Running] = {}
         self._by_key: dict[TransferKey, str] = {}
-        self._ends: dict[tuple[TransferKey, bool], list[Ended]] = {}  # of ranks, until all have said theirs
         self._moving: dict[str, TransferKey] = {}  # jobs that stop once the connector is ready to keep their KV
-        self._handed: set[TransferKey] = set()  # KV kept for other workers
-        self._started: dict[int, Started] = {}
-        self._told = threading.Condition()  # the connector reported something
-        self._free = Free(0)
+        self._connector = ConnectorState(ranks_of(settings), self._hear_ended, self._hear_armed)
         self._broken: Exception | None = None
         self._closing = ExitStack()  # what `close` ends, however far `start` came
-        self._held: dict[int, Held] = {}
 
     def start(self, on_deltas: OnDeltas) -> EngineInfo:
         """See `Engine`. Imports vLLM (11 s on an idle machine), builds it, warms it up."""
-        prepare_environment(self._kv.host)
+        prepare_environment(self._kv.host, ranks_of(self._settings))
         from vllm.platforms import current_platform
 
         on_cpu = current_platform.is_cpu()
-        in_process = on_cpu and self._ranks == 1
-        self._bridge = AdapterEnd(self._on_connector)
+        in_process = on_cpu and ranks_of(self._settings) == 1
+        self._bridge = AdapterEnd(self._connector.hear)
         self._closing.callback(self._bridge.close)
-        arguments = self._engine_arguments(on_cpu, in_process)
+        arguments = engine_arguments(self._model, self._settings, self._kv, self._uuid, self._bridge.address, on_cpu)
         self._runner: Runner = start_runner(arguments, in_process, self._cpu_core, self._on_outputs, self._on_broken)
         self._closing.callback(self._runner.stop)
         self._tokenizer = tokenizer(str(self._model.path))
@@ -111,7 +96,7 @@ class VllmEngine:
         self._restorable = restorable(self._runner.vllm_config)
         self._warm_up()
         info = self._describe()
-        self._wait_for_connector(lambda: self._free.blocks == info.total_blocks, "free its warm-up's blocks")
+        self._connector.wait_until_free(info.total_blocks)
         self._on_deltas = on_deltas
         return info
 
@@ -131,10 +116,7 @@ class VllmEngine:
     def load(self) -> EngineLoad:
         if self._broken is not None:
             raise EngineError(f"vLLM is beyond use: {type(self._broken).__name__}: {self._broken}") from self._broken
-        held = tuple(self._held.values())
-        pinned = max((each.pinned_blocks for each in held), default=0)
-        quarantined = max((each.quarantined_blocks for each in held), default=0)
-        return EngineLoad(self._free.blocks, max(pinned, len(self._handed)), quarantined)
+        return self._connector.load
 
     def close(self) -> None:
         self._closing.close()
@@ -151,44 +133,14 @@ class VllmEngine:
         warm_up(self.submit, ended, self._model.vocab_size, self._max_model_len)
         self._runner.post(self._runner.forget_prefixes)
 
-    def _engine_arguments(self, on_cpu: bool, in_process: bool) -> dict[str, Any]:
-        """vLLM's EngineArgs; what is not set here keeps vLLM's default."""
-        settings = self._settings.model_dump(exclude={"kind", "kv_cache_gib", "extra"})
-        arguments = {name: value for name, value in settings.items() if value is not None}
-        arguments |= {"model": str(self._model.path), "served_model_name": self._model.name}
-        arguments |= {"kv_transfer_config": self._kv_transfer_config(), "disable_log_stats": True}
-        arguments.setdefault("enforce_eager", on_cpu)
-        arguments["worker_cls"] = CPU_WORKER if on_cpu else GPU_WORKER
-        if on_cpu:
-            arguments["kv_cache_memory_bytes"] = int(self._settings.kv_cache_gib * GIB)
-        if in_process:
-            arguments["distributed_executor_backend"] = "uni"
-        return arguments | self._settings.extra
-
-    def _kv_transfer_config(self) -> Any:
-        from vllm.config import KVTransferConfig
-
-        return KVTransferConfig(
-            kv_connector="PushConnector" if self._kv.mode is KvMode.PUSH else "PullConnector",
-            kv_connector_module_path="splitserve.kv.connector",
-            kv_role="kv_both",
-            engine_id=self._uuid,
-            kv_load_failure_policy="fail",
-            kv_connector_extra_config={
-                "bridge": self._bridge.address,
-                "uuid": self._uuid,
-                "fingerprint": self._model.fingerprint,
-                "settings": self._kv.model_dump(mode="json"),
-            },
-        )
-
     def _describe(self) -> EngineInfo:
         config = self._runner.vllm_config
         if self._kv.mode is KvMode.PULL:
             kv_format = _stock_format(self._model, config)
-            peers: tuple[KvPeer, ...] = (side_channel_peer(self._uuid, kv_format),)
+            whole = part_of(0, 1, kv_format.kv_heads, 0, kv_format.layers)
+            peers: tuple[KvPeer, ...] = (KvPeer(self._uuid, side_channel(), whole),)
         else:
-            kv_format, peers = self._reported_by_connector()
+            kv_format, peers = self._connector.wait_for_ranks()
         return EngineInfo(
             uuid=self._uuid,
             kind="vllm",
@@ -200,21 +152,6 @@ class VllmEngine:
             max_batched_tokens=config.scheduler_config.max_num_batched_tokens,
             restores=tuple(sorted(self._restorable)),
         )
-
-    @property
-    def _ranks(self) -> int:
-        return self._settings.tensor_parallel_size * self._settings.pipeline_parallel_size
-
-    def _reported_by_connector(self) -> tuple[KvFormat, tuple[KvPeer, ...]]:
-        self._wait_for_connector(lambda: len(self._started) == self._ranks, "register its memory on every rank")
-        ranks = [self._started[rank] for rank in range(self._ranks)]
-        return ranks[0].format, tuple(rank.peer for rank in ranks)
-
-    def _wait_for_connector(self, holds: Callable[[], bool], what: str) -> None:
-        with self._told:
-            if not self._told.wait_for(holds, CONNECTOR_TIMEOUT_S):
-                sentence = f"vLLM started, but its KV connector did not {what} within {CONNECTOR_TIMEOUT_S:.0f} s"
-                raise ConfigError("kv_transfer", sentence)
 
     # On the runner's thread ------------------------------------------------------------------------------------------
     def _add(self, job: Job) -> None:
@@ -282,7 +219,7 @@ class VllmEngine:
         key = self._moving.pop(job_id, None)
         if key is None or self._forget(job_id) is None:
             return
-        self._handed.add(key)
+        self._connector.handed_over(key)
         self._runner.abort(job_id)
         self._end(job_id, Outcome(failure=Failure.MIGRATED, message="handed over to another worker"))
 
@@ -351,26 +288,18 @@ class VllmEngine:
             running.job.job_id, index, tuple(tokens[:kept]), text, logprobs_of(completion.logprobs)[:kept], outcome
         )
 
-    def _on_ended(self, ended: Ended) -> None:
-        """One side of a transfer is over at one rank. The first that failed fails the job; it has succeeded when all
-        ranks have."""
-        key = TransferKey(ended.transfer_id, ended.epoch)
-        ranks = self._ends.setdefault((key, ended.source_side), [])
-        ranks.append(ended)
-        whole = len(ranks) == self._ranks
-        if whole:
-            del self._ends[key, ended.source_side]
-            self._handed.discard(key)
+    def _on_ended(self, key: TransferKey, source_side: bool, stats: TransferStats, error: str) -> None:
+        """One side of a transfer is over."""
         running = self._jobs.get(self._by_key.get(key, ""))
-        if running is None or not (whole or ended.error):
+        if running is None:
             return
-        running.stats = merged([each.stats for each in ranks])
+        running.stats = stats
         job_id = running.job.job_id
-        if ended.error:
+        if error:
             self._forget(job_id)
             self._runner.abort(job_id)
-            self._end(job_id, Outcome(failure=Failure.TRANSFER, message=ended.error))
-        elif ended.source_side and (outcome := self._sent(running)) is not None:
+            self._end(job_id, Outcome(failure=Failure.TRANSFER, message=error))
+        elif source_side and (outcome := self._sent(running)) is not None:
             self._end(job_id, outcome)
 
     def _refuse(self, job_id: str, field: str, message: str) -> None:
@@ -387,20 +316,11 @@ class VllmEngine:
         return running
 
     # On the bridge's thread ------------------------------------------------------------------------------------------
-    def _on_connector(self, message: FromConnector) -> None:
-        with self._told:
-            match message:
-                case Started():
-                    self._started[message.rank] = message
-                case Armed():
-                    self._runner.post(lambda: self._on_armed(message.job_id))
-                case Free():
-                    self._free = message
-                case Held():
-                    self._held[message.rank] = message
-                case Ended():
-                    self._runner.post(lambda: self._on_ended(message))
-            self._told.notify_all()
+    def _hear_ended(self, key: TransferKey, source_side: bool, stats: TransferStats, error: str) -> None:
+        self._runner.post(lambda: self._on_ended(key, source_side, stats, error))
+
+    def _hear_armed(self, job_id: str) -> None:
+        self._runner.post(lambda: self._on_armed(job_id))
 
 
 def _stock_format(model: ModelInfo, config: Any) -> KvFormat:

@@ -1,17 +1,14 @@
 """vLLM's CPU worker for pipeline parallelism: a later stage has the buffers that the stage before it fills.
 
 vLLM allocates them in its warm-up forward, which the CPU worker skips when it compiles nothing and is told the cache's
-size, as ours is; the first request then fails on `assert self.intermediate_tensors is not None`. vLLM builds this class
-by its name, `PIPELINE_WORKER`, in each rank's process and calls it on that process's one thread. It is no other worker:
-computing, sampling and sending between stages are vLLM's.
+size, as ours is; the first request then fails on `assert self.intermediate_tensors is not None`. Built and called by
+vLLM in each rank's process, on its one thread. Computing, sampling and sending between stages are vLLM's.
 """
 
 from typing import Any
 
 from vllm.distributed.parallel_state import get_pp_group
 from vllm.v1.worker.cpu_worker import CPUWorker
-
-PIPELINE_WORKER = "splitserve.engine.vllm.cpu_worker.PipelineCpuWorker"  # EngineArgs.worker_cls
 
 
 class PipelineCpuWorker(CPUWorker):  # type: ignore[misc]

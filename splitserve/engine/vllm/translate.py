@@ -1,44 +1,12 @@
-"""Between our nouns and vLLM's: environment, sampling parameters, detokeniser, log-probabilities. No state."""
+"""Between our nouns and vLLM's: sampling parameters, detokeniser, log-probabilities. No state."""
 
-import os
-import socket
 from collections.abc import Sequence
 from typing import Any
 
 from splitserve.core.request import Logprob, SamplingParams
 from splitserve.core.sampler_state import SamplerState
-from splitserve.core.worker import DecodeJob, KvFormat, KvPeer
+from splitserve.core.worker import DecodeJob
 from splitserve.engine.vllm.sampler_state import extra_args
-from splitserve.kv.control import is_loopback
-from splitserve.kv.layout import part_of
-
-
-def prepare_environment(host: str) -> None:
-    """Settings that vLLM reads from the environment when it is imported. What the user has set stays."""
-    defaults = {
-        "DO_NOT_TRACK": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else the CPU platform takes the multi-process executor
-        "VLLM_HOST_IP": host,
-        "VLLM_NIXL_SIDE_CHANNEL_HOST": host,
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if is_loopback(host):
-        defaults["UCX_NET_DEVICES"] = "lo"  # else UCX listens on every interface
-    if _torch_is_for_cpu():
-        defaults["TORCHDYNAMO_DISABLE"] = "1"  # else the first logprobs call compiles C++ for 50 s
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    if "VLLM_NIXL_SIDE_CHANNEL_PORT" not in os.environ:
-        os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(_free_port(host))
-
-
-def side_channel_peer(uuid: str, kv: KvFormat) -> KvPeer:
-    """Pull mode: where the stock connector listens."""
-    host, port = os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"], os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"]
-    return KvPeer(uuid, f"tcp://{host}:{port}", part_of(0, 1, kv.kv_heads, 0, kv.layers))
 
 
 def vllm_params(
@@ -122,15 +90,3 @@ def logprobs_of(positions: Sequence[dict[int, Any]] | None) -> tuple[tuple[Logpr
         tuple(Logprob(token, entry.logprob, entry.rank or 0) for token, entry in position.items())
         for position in positions or ()
     )
-
-
-def _torch_is_for_cpu() -> bool:
-    import torch
-
-    return torch.version.cuda is None and torch.version.hip is None
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

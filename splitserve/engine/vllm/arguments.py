@@ -1,0 +1,100 @@
+"""How vLLM is set up: its environment, its EngineArgs, its KV connector. No state."""
+
+import os
+import socket
+from itertools import cycle, islice
+from typing import Any
+
+from splitserve.core.config import KvTransferSettings, VllmSettings
+from splitserve.core.model import ModelInfo
+from splitserve.core.worker import KvMode
+from splitserve.engine.vllm.sampler_state import CPU_WORKER, GPU_WORKER
+from splitserve.kv.control import is_loopback
+
+GIB = 1024**3
+
+
+def ranks_of(settings: VllmSettings) -> int:
+    """Processes that hold a part of the model each."""
+    return settings.tensor_parallel_size * settings.pipeline_parallel_size
+
+
+def prepare_environment(host: str, ranks: int) -> None:
+    """Settings that vLLM reads from the environment when it is imported. What the user has set stays."""
+    defaults = {
+        "DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else the CPU platform takes the multi-process executor
+        "VLLM_HOST_IP": host,
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": host,
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if is_loopback(host):
+        defaults["UCX_NET_DEVICES"] = "lo"  # else UCX listens on every interface
+    if _torch_is_for_cpu():
+        defaults["TORCHDYNAMO_DISABLE"] = "1"  # else the first logprobs call compiles C++ for 50 s
+        if ranks > 1:
+            defaults["VLLM_CPU_OMP_THREADS_BIND"] = _one_core_each(ranks)  # vLLM's `auto` fails on one NUMA node
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if "VLLM_NIXL_SIDE_CHANNEL_PORT" not in os.environ:
+        os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(_free_port(host))
+
+
+def side_channel() -> str:
+    """Pull mode: where the stock connector listens."""
+    host, port = os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"], os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"]
+    return f"tcp://{host}:{port}"
+
+
+def engine_arguments(
+    model: ModelInfo, settings: VllmSettings, kv: KvTransferSettings, uuid: str, bridge: str, on_cpu: bool
+) -> dict[str, Any]:
+    """vLLM's EngineArgs; what is not set here keeps vLLM's default. `bridge`: where the connector finds us."""
+    said = settings.model_dump(exclude={"kind", "kv_cache_gib", "extra"})
+    arguments = {name: value for name, value in said.items() if value is not None}
+    arguments |= {"model": str(model.path), "served_model_name": model.name, "disable_log_stats": True}
+    arguments["kv_transfer_config"] = _kv_transfer_config(model, kv, uuid, bridge)
+    arguments.setdefault("enforce_eager", on_cpu)
+    arguments["worker_cls"] = CPU_WORKER if on_cpu else GPU_WORKER
+    if on_cpu:
+        arguments["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * GIB)
+        arguments["distributed_executor_backend"] = "mp" if ranks_of(settings) > 1 else "uni"
+    return arguments | settings.extra
+
+
+def _kv_transfer_config(model: ModelInfo, kv: KvTransferSettings, uuid: str, bridge: str) -> Any:
+    from vllm.config import KVTransferConfig
+
+    return KVTransferConfig(
+        kv_connector="PushConnector" if kv.mode is KvMode.PUSH else "PullConnector",
+        kv_connector_module_path="splitserve.kv.connector",
+        kv_role="kv_both",
+        engine_id=uuid,
+        kv_load_failure_policy="fail",
+        kv_connector_extra_config={
+            "bridge": bridge,
+            "uuid": uuid,
+            "fingerprint": model.fingerprint,
+            "settings": kv.model_dump(mode="json"),
+        },
+    )
+
+
+def _one_core_each(ranks: int) -> str:
+    """Ranks share cores where there are more of them."""
+    return "|".join(map(str, islice(cycle(sorted(os.sched_getaffinity(0))), ranks)))
+
+
+def _torch_is_for_cpu() -> bool:
+    import torch
+
+    return torch.version.cuda is None and torch.version.hip is None
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
