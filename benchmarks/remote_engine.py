@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -16,17 +16,20 @@ from typing import Any
 from splitserve.core.config import KvTransferSettings, VllmSettings
 from splitserve.core.errors import ConfigError, EngineError
 from splitserve.core.model import ModelInfo
-from splitserve.core.worker import Delta, Job, KvPeer, Outcome
+from splitserve.core.worker import Delta, Job, KvPeer, Outcome, Ticket
 from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnDeltas
+from splitserve.engine.vllm import VllmEngine
 
 START_TIMEOUT_S = 240
 CALL_TIMEOUT_S = 60
 
+Build = Callable[[ModelInfo, VllmSettings, KvTransferSettings, str, int], Engine]  # importable by the child
 
-def _serve(pipe: Connection, model: str, settings: VllmSettings, kv: KvTransferSettings, uuid: str, core: int) -> None:
-    from splitserve.engine.vllm import VllmEngine
 
-    engine = VllmEngine(ModelInfo.read(model), settings, kv, uuid, core)
+def _serve(
+    pipe: Connection, build: Build, model: str, settings: VllmSettings, kv: KvTransferSettings, uuid: str, core: int
+) -> None:
+    engine = build(ModelInfo.read(model), settings, kv, uuid, core)
     lock = threading.Lock()
 
     def tell(kind: str, value: object) -> None:
@@ -34,43 +37,41 @@ def _serve(pipe: Connection, model: str, settings: VllmSettings, kv: KvTransferS
             pipe.send((kind, value))
 
     try:
-        tell("info", engine.start(lambda deltas: tell("deltas", list(deltas))))
+        tell("info", engine.start(lambda deltas: tell("deltas", (time.monotonic(), list(deltas)))))
     except ConfigError as error:
         tell("refused", str(error))
         return
     while True:
-        call, argument = pipe.recv()
-        if call == "misread":
-            _misread(argument)
-        elif call == "sabotage":
-            _sabotage(engine)
-        elif call == "load":
-            tell("load", _load(engine))
-        elif call == "close":
+        call, arguments, options = pipe.recv()
+        if call == "close":
             engine.close()
             tell("closed", None)
             return
+        if call == "ask":
+            tell("answer", _ask(engine, *arguments))
+        elif call in FAULTS:
+            FAULTS[call](engine, *arguments)
         else:
-            getattr(engine, call)(argument)
+            getattr(engine, call)(*arguments, **options)
 
 
-def _load(engine: Engine) -> EngineLoad | EngineError:
+def _ask(engine: Engine, question: str) -> object:
     try:
-        return engine.load()
+        return getattr(engine, question)()
     except EngineError as error:
         return error
 
 
-def _sabotage(engine: Any) -> None:
+def _sabotage(engine: Engine) -> None:
     """From now on vLLM's step raises."""
 
     def step() -> None:
         raise RuntimeError("sabotaged")
 
-    engine._runner._engine.step = step
+    engine._runner._engine.step = step  # type: ignore[attr-defined]
 
 
-def _misread(on: bool) -> None:
+def _misread(engine: Engine, on: bool) -> None:
     """While on, every WRITE reads block 0 instead of the block it should: a source of foreign KV."""
     from splitserve.kv.nixl import NixlTransport
 
@@ -84,26 +85,35 @@ def _misread(on: bool) -> None:
         NixlTransport.write = NixlTransport.true_write  # type: ignore[attr-defined, method-assign]
 
 
+FAULTS: dict[str, Callable[..., None]] = {"misread": _misread, "sabotage": _sabotage}
+
+
 @dataclass
 class RemoteEngine:
-    """An `Engine`. Deltas arrive on a reader thread; a dead child makes every wait fail at once."""
+    """An `Engine`. Deltas arrive on a reader thread; a dead child makes every wait fail at once. `told_at`: when the
+    child's engine made the deltas being delivered, on the monotonic clock that all processes of a machine share."""
 
     model: Path
     settings: VllmSettings
     kv: KvTransferSettings
     uuid: str
     core: int
+    build: Build = VllmEngine
+    method: str = "spawn"  # of starting the child
+    told_at: float = 0.0
+    _sending: threading.Lock = field(default_factory=threading.Lock)
     _answers: dict[str, Any] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _dead: bool = False
 
     def spawn(self) -> None:
         """Starts the child; `start` then only waits for it, so that several can start at once."""
-        self._pipe, child = mp.get_context("spawn").Pipe()
-        arguments = (child, str(self.model), self.settings, self.kv, self.uuid, self.core)
+        context: Any = mp.get_context(self.method)
+        self._pipe, child = context.Pipe()
+        arguments = (child, self.build, str(self.model), self.settings, self.kv, self.uuid, self.core)
         one_rank = self.settings.tensor_parallel_size * self.settings.pipeline_parallel_size == 1
         # A daemon may have no children, and several ranks are children. Such a child ends with the pipe.
-        self.process = mp.get_context("spawn").Process(target=_serve, args=arguments, daemon=one_rank)
+        self.process = context.Process(target=_serve, args=arguments, daemon=one_rank)
         self.process.start()
         child.close()
 
@@ -116,38 +126,46 @@ class RemoteEngine:
         return info
 
     def submit(self, job: Job) -> None:
-        self._pipe.send(("submit", job))
+        self._send("submit", job)
 
     def cancel(self, job_id: str) -> None:
-        self._pipe.send(("cancel", job_id))
+        self._send("cancel", job_id)
+
+    def hand_over(self, job_id: str, ticket: Ticket, *, at_end: bool) -> None:
+        self._send("hand_over", job_id, ticket, at_end=at_end)
 
     def connect(self, peers: Sequence[KvPeer]) -> None:
-        self._pipe.send(("connect", list(peers)))
+        self._send("connect", list(peers))
 
     @contextmanager
     def misreading(self) -> Iterator[None]:
         """Push mode: what this source writes is not the prompt's KV."""
-        self._pipe.send(("misread", True))
+        self._send("misread", True)
         try:
             yield
         finally:
-            self._pipe.send(("misread", False))
+            self._send("misread", False)
 
     def sabotage(self) -> None:
         """Breaks vLLM inside the child."""
-        self._pipe.send(("sabotage", None))
+        self._send("sabotage")
 
     def load(self) -> EngineLoad:
-        self._pipe.send(("load", None))
-        load = self._answer("load", CALL_TIMEOUT_S)
-        if isinstance(load, EngineError):
-            raise load
+        load = self.ask("load")
         assert isinstance(load, EngineLoad)
         return load
 
+    def ask(self, question: str) -> Any:
+        """What the engine's method of this name returns. One question at a time."""
+        self._send("ask", question)
+        answer = self._answer("answer", CALL_TIMEOUT_S)
+        if isinstance(answer, EngineError):
+            raise answer
+        return answer
+
     def close(self) -> None:
         if not self._dead:
-            self._pipe.send(("close", None))
+            self._send("close")
             self._answer("closed", CALL_TIMEOUT_S)
         self.process.join(CALL_TIMEOUT_S)
 
@@ -157,12 +175,25 @@ class RemoteEngine:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, signal.SIGSTOP)
+        self.pause()
         try:
             yield
         finally:
-            os.kill(self.process.pid, signal.SIGCONT)
+            self.resume()
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def _send(self, call: str, *arguments: object, **options: object) -> None:
+        with self._sending:  # a delta's reader may submit what follows from it
+            self._pipe.send((call, arguments, options))
 
     def _read(self) -> None:
         while True:
@@ -171,7 +202,8 @@ class RemoteEngine:
             except (EOFError, OSError):
                 kind, value = "dead", None
             if kind == "deltas":
-                self._on_deltas(value)
+                self.told_at, deltas = value
+                self._on_deltas(deltas)
                 continue
             with self._changed:
                 self._dead = kind in ("dead", "closed")
@@ -190,48 +222,66 @@ class RemoteEngine:
 
 
 class Collector:
-    """Gathers deltas by job; waits are bounded."""
+    """Gathers deltas by job; waits end in a TimeoutError. What follows from a job's end is called on
+    the thread that tells it."""
 
     def __init__(self) -> None:
-        self._deltas: dict[str, list[Delta]] = {}
-        self._first_at: dict[str, float] = {}
+        self._deltas: dict[str, list[tuple[float, Delta]]] = {}
+        self._after: dict[str, Callable[[Outcome], None]] = {}
         self._changed = threading.Condition()
 
     def __call__(self, deltas: Sequence[Delta]) -> None:
-        now = time.monotonic()
+        self.add(deltas, time.monotonic())
+
+    def add(self, deltas: Sequence[Delta], at: float) -> None:
         with self._changed:
             for delta in deltas:
-                self._first_at.setdefault(delta.job_id, now)
-                self._deltas.setdefault(delta.job_id, []).append(delta)
+                self._deltas.setdefault(delta.job_id, []).append((at, delta))
             self._changed.notify_all()
+        for delta in deltas:
+            if delta.outcome is not None and (call := self._after.pop(delta.job_id, None)) is not None:
+                call(delta.outcome)
+
+    def after(self, job_id: str, call: Callable[[Outcome], None]) -> None:
+        """To be set before the job is submitted."""
+        self._after[job_id] = call
 
     def first_at(self, job_id: str) -> float:
-        """When the job's first delta came, on this process's monotonic clock."""
+        """When the job's first delta came."""
         with self._changed:
-            return self._first_at[job_id]
+            return self._deltas[job_id][0][0]
+
+    def token_times(self, job_id: str) -> list[float]:
+        with self._changed:
+            return [at for at, delta in self._deltas.get(job_id, []) for _ in delta.token_ids]
 
     def outcome(self, job_id: str, timeout_s: float = 120) -> Outcome:
         with self._changed:
-            assert self._changed.wait_for(lambda: self._outcome(job_id) is not None, timeout_s), f"{job_id} hangs"
+            self._wait(lambda: self._outcome(job_id) is not None, job_id, timeout_s)
             outcome = self._outcome(job_id)
         assert outcome is not None
         return outcome
 
     def wait_for_tokens(self, job_id: str, count: int, timeout_s: float = 60) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self._tokens(job_id)) >= count, timeout_s), f"{job_id} hangs"
+            self._wait(lambda: len(self._tokens(job_id)) >= count, job_id, timeout_s)
 
     def wait_for_sign(self, job_id: str, timeout_s: float = 60) -> None:
         """Until the job's first delta."""
         with self._changed:
-            assert self._changed.wait_for(lambda: job_id in self._deltas, timeout_s), f"{job_id} hangs"
+            self._wait(lambda: job_id in self._deltas, job_id, timeout_s)
 
     def tokens(self, job_id: str) -> list[int]:
         with self._changed:
             return self._tokens(job_id)
 
+    def _wait(self, holds: Callable[[], bool], job_id: str, timeout_s: float) -> None:
+        if not self._changed.wait_for(holds, timeout_s):
+            raise TimeoutError(f"{job_id} hangs")
+
     def _tokens(self, job_id: str) -> list[int]:
-        return [token for delta in self._deltas.get(job_id, []) for token in delta.token_ids]
+        return [token for _, delta in self._deltas.get(job_id, []) for token in delta.token_ids]
 
     def _outcome(self, job_id: str) -> Outcome | None:
-        return next((delta.outcome for delta in self._deltas.get(job_id, []) if delta.outcome is not None), None)
+        told = self._deltas.get(job_id, [])
+        return next((delta.outcome for _, delta in told if delta.outcome is not None), None)

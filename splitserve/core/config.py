@@ -46,8 +46,16 @@ class CudaGraphs(StrEnum):
     PIECEWISE = "piecewise"  # every batch piece by piece, so that each layer's hook runs
 
 
+class KvBuffer(StrEnum):
+    """The memory that KV leaves from and arrives in."""
+
+    AUTO = "auto"  # device, or host where the device's memory can't be registered
+    DEVICE = "device"  # the KV cache itself
+    HOST = "host"  # a copy of it in host memory, as large as the cache
+
+
 class KvTransferSettings(Settings):
-    """How KV moves. Must be the same on every worker of a fleet, `host` excepted."""
+    """How KV moves. Must be the same on every worker of a fleet, `host` and `buffer` excepted."""
 
     mode: KvMode = Field(
         KvMode.PUSH, description="push: layer by layer while the prompt is read; pull: stock vLLM connector"
@@ -69,6 +77,10 @@ class KvTransferSettings(Settings):
     cuda_graphs: CudaGraphs = Field(
         CudaGraphs.FULL_DECODE,
         description="full_decode keeps TPOT; piecewise lets hooks run in every batch, where prefill uses full graphs",
+    )
+    buffer: KvBuffer = Field(
+        KvBuffer.AUTO,
+        description="host takes as much host memory as the KV cache and a copy at each end; auto avoids both if it can",
     )
     host: str = Field("127.0.0.1", description="address the KV control channel binds; peers must reach it")
 

@@ -1,11 +1,11 @@
 """The destination side: carries out what the ledger's destination table says, leg by leg.
 
 Owned by the transfer thread, which passes the time in. A claim has a leg for each rank of the source that holds
-something of this rank's part; it is received when all of them are, and one that fails cancels the others. It never says
-that blocks are free before the table does, for every leg.
+something of this rank's part; it is received when all of them are and the bytes have landed (`Transport.land`), and one
+that fails cancels the others. It never says that blocks are free before the table does, for every leg.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -32,7 +32,8 @@ from splitserve.kv.messages import (
 )
 from splitserve.kv.outlet import Outlet
 from splitserve.kv.source_ticket import merged
-from splitserve.kv.ticket import Claim, LegKey, TransferKey
+from splitserve.kv.ticket import Claim, LegKey, Table, TransferKey
+from splitserve.kv.transport import Fence, TransportError
 
 CALM_RETRIES = 5  # A source that has just spoken is asked again so much later.
 MOST_ENDED = 4096  # Remembered so that a second claim under an old key is noticed.
@@ -75,14 +76,29 @@ class _Claimed:
     verdicts: set[DestinationAction] = field(default_factory=set)
 
 
-class DestinationSide:
-    """`part` is this rank's. `retry_s`: how often what was not answered is said again; all of it may be repeated."""
+def _in_place(_: Sequence[Table]) -> Fence | None:
+    """Landing of bytes that peers write where the engine reads them."""
+    return None
 
-    def __init__(self, outlet: Outlet, part: KvPart, connect: Callable[[KvPeer], None], retry_s: float) -> None:
+
+class DestinationSide:
+    """`part` is this rank's. `retry_s`: how often what was not answered is said again; all of it may be repeated.
+    `land` brings a claim's blocks to where the engine reads them."""
+
+    def __init__(
+        self,
+        outlet: Outlet,
+        part: KvPart,
+        connect: Callable[[KvPeer], None],
+        retry_s: float,
+        land: Callable[[Sequence[Table]], Fence | None] = _in_place,
+    ) -> None:
         self._outlet = outlet
         self._part = part
         self._connect = connect
         self._retry_s = retry_s
+        self._land = land
+        self._landing: dict[TransferKey, Fence] = {}
         self._ledger: Ledger[DestinationTicket] = Ledger(MOST_ENDED)
         self._claims: dict[TransferKey, _Claimed] = {}
         self.up: frozenset[str] = frozenset()  # ranks that are connected and answer
@@ -115,7 +131,8 @@ class DestinationSide:
         if ticket is None:
             self._outlet.dropped(f"{type(message).__name__.lower()} for no claim")
             return
-        ticket.retry_at = now + CALM_RETRIES * self._retry_s
+        if ticket.state is DestinationState.REGISTERED:  # What is waited for later is not what it speaks of.
+            ticket.retry_at = now + CALM_RETRIES * self._retry_s
         if isinstance(message, Done):
             ticket.stats = message.stats
         self._fire(ticket, _EVENTS[type(message)], now, *_reason(message))
@@ -139,6 +156,12 @@ class DestinationSide:
         self._fire_all(uuid, DestinationEvent.PEER_ENDED, now, "peer ended", f"the source's rank {uuid} has ended")
 
     # Time ------------------------------------------------------------------------------------------------------------
+    def poll(self) -> None:
+        """Looks after bytes that are landing."""
+        for key in [key for key, landed in self._landing.items() if landed()]:
+            del self._landing[key]
+            self._conclude(self._claims[key])
+
     def expire(self, now: float) -> None:
         for ticket in self._ledger.live():
             if now >= ticket.deadline_at and step(DESTINATION, ticket.state, DestinationEvent.DEADLINE):
@@ -154,6 +177,11 @@ class DestinationSide:
     @property
     def open_claims(self) -> int:
         return len(self._claims)
+
+    @property
+    def landing(self) -> bool:
+        """Bytes are on their way from where peers have written them to where the engine reads them."""
+        return bool(self._landing)
 
     @property
     def awaits_bytes(self) -> bool:
@@ -185,7 +213,7 @@ class DestinationSide:
             self.quarantined_blocks += claimed.claim.blocks
 
     def _abandon_legs(self, claimed: _Claimed, now: float, reason: str, error: str) -> None:
-        for key in tuple(claimed.owed):
+        for key in sorted(claimed.owed):
             if (leg := self._ledger.get(key)) is not None:
                 self._fire(leg, DestinationEvent.ABANDON, now, reason, error)
 
@@ -202,7 +230,21 @@ class DestinationSide:
             self._abandon_legs(claimed, now, ticket.reason, ticket.error)
 
     def _over(self, claimed: _Claimed) -> None:
-        """No leg is open: nobody writes these blocks any more."""
+        """No leg is open: no peer writes these blocks any more."""
+        landed: Fence | None = None
+        if claimed.verdicts == {DestinationAction.RECEIVED}:
+            try:
+                landed = self._land(claimed.claim.tables)
+            except TransportError as error:
+                claimed.verdicts, claimed.told = {DestinationAction.FAILED}, True
+                self._outlet.ended(claimed.claim.key, False, merged(claimed.stats), "landing", str(error))
+        if landed is None:
+            self._conclude(claimed)
+        else:
+            self._landing[claimed.claim.key] = landed
+
+    def _conclude(self, claimed: _Claimed) -> None:
+        """Nobody writes these blocks any more."""
         key = claimed.claim.key
         del self._claims[key]
         if claimed.abandoned:

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
 
@@ -22,8 +22,8 @@ from splitserve.kv.messages import Cancel, Cancelled, Done, Failed, Message, Pro
 from splitserve.kv.news import ChannelBroke, News, PeerEnded, PeerRefused, PeerSilent, PeerUp, Received
 from splitserve.kv.outlet import Outlet
 from splitserve.kv.source import SourceSide
-from splitserve.kv.ticket import Counters, OnEvent
-from splitserve.kv.transport import Transport, TransportError
+from splitserve.kv.ticket import Counters, OnEvent, Table
+from splitserve.kv.transport import Fence, Transport, TransportError
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class TransferLoop:
         self.outlet = Outlet(self.control.send, on_event, self.counters)
         retry_s = settings.peer_silent_s / RETRIES_PER_SILENCE
         self.source = SourceSide(transport, self.outlet, shard, settings)
-        self.destination = DestinationSide(self.outlet, shard.part, self.control.connect, retry_s)
+        self.destination = DestinationSide(self.outlet, shard.part, self.control.connect, retry_s, self._land)
         self._stop_by = inf
         self._greeting_until = 0.0
         self._expire_at = 0.0
@@ -120,6 +120,8 @@ class TransferLoop:
         self._inbox.run(time.monotonic())
         if self.source.writing:
             self.source.poll(time.monotonic())
+        if self.destination.landing:
+            self.destination.poll()
         if self.destination.open_claims or time.monotonic() < self._greeting_until:
             self._progress()
         now = time.monotonic()
@@ -136,11 +138,16 @@ class TransferLoop:
             self.outlet.dropped("progress refused by the transport")
             _log.warning("%s", error)
 
+    def _land(self, tables: Sequence[Table]) -> Fence | None:
+        return self._transport.land([tables[group].blocks for group in self._shard.groups])
+
     def _pause_s(self, now: float) -> float:
         if self._inbox.pending:
             return 0.0
         if self.source.writing:
             return WRITE_POLL_S if now - self.source.oldest_write_at < CALM_AFTER_S else CALM_POLL_S
+        if self.destination.landing:
+            return WRITE_POLL_S
         if self.destination.awaits_bytes or now < self._greeting_until:
             return CLAIM_POLL_S
         if self.destination.open_claims:

@@ -15,7 +15,7 @@ from nixl import _bindings as nixl_errors
 from nixl._api import nixl_agent, nixl_agent_config
 
 from splitserve.kv.layout import Cut, Slice
-from splitserve.kv.transport import Region, TransportError, WriteState
+from splitserve.kv.transport import Fence, Region, TransportError, WriteState
 
 _LOCAL = "NIXL_INIT_AGENT"  # what NIXL calls this side's descriptors
 _NIXL_ERRORS: tuple[type[Exception], ...] = (
@@ -155,6 +155,10 @@ class NixlTransport:
             self._agent.get_new_notifs()
         except _NIXL_ERRORS as error:
             raise TransportError(f"NIXL can't make progress: {error}") from error
+
+    def land(self, blocks: Sequence[Sequence[int]]) -> Fence | None:
+        """Peers write into the registered memory itself."""
+        return None
 
     def close(self) -> None:
         for peer in list(self._peers):

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from splitserve.kv.layout import Cut, Slice
-from splitserve.kv.transport import TransportError, WriteState
+from splitserve.kv.transport import Fence, TransportError, WriteState
 
 _HEADER_BYTES = mmap.PAGESIZE
 _COOKIE_BYTES = 16
@@ -100,6 +100,10 @@ class ShmTransport:
 
     def progress(self) -> None:
         """Nothing to do: peers' bytes arrive without our help."""
+
+    def land(self, blocks: Sequence[Sequence[int]]) -> Fence | None:
+        """Peers write where the owner reads."""
+        return None
 
     def close(self) -> None:
         """Unlinks the memory. It stays mapped until the last view of it is gone, here and at peers."""

@@ -7,7 +7,7 @@ which WRITE goes first (`writer.py`), when a message is believed to come from it
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -30,7 +30,7 @@ from splitserve.kv.messages import Cancel, Done, Failed, Progress, Register
 from splitserve.kv.outlet import Outlet
 from splitserve.kv.source_ticket import Answer, SourceTicket, claim_digest, merged, mismatch, tables_of, verdict
 from splitserve.kv.ticket import LegKey, Offer, TransferKey
-from splitserve.kv.transport import Transport
+from splitserve.kv.transport import Fence, Transport
 from splitserve.kv.writer import Writer
 
 MOST_ENDED = 4096  # Remembered to answer duplicates; a claim repeated later than that fails at its deadline instead.
@@ -39,8 +39,6 @@ LONGEST_CLAIM_S = 86_400.0
 PROGRESS_S = 0.5
 STUCK_SILENCES = 2  # A WRITE is stuck after so many times peer_silent_s.
 MIB = 1024**2
-
-Fence = Callable[[], bool]  # has the device computed what was launched before?
 
 
 @dataclass(slots=True)
@@ -273,7 +271,7 @@ class SourceSide:
         self._give_back(key)
 
     def _catch_up(self, prefill: _Prefill, now: float) -> None:
-        for key in tuple(prefill.owed):
+        for key in sorted(prefill.owed):
             if ticket := self._ledger.get(key):
                 self._writer.push(ticket, now)
                 self._conclude(ticket, now)

@@ -14,9 +14,8 @@ from splitserve.core.errors import SplitserveError
 from splitserve.core.worker import KvFormat, KvPeer
 from splitserve.kv.layout import Shard
 from splitserve.kv.loop import CANCEL_TIMEOUT_S, WRITES_TIMEOUT_S, Command, Inbox, TransferLoop
-from splitserve.kv.source import Fence
 from splitserve.kv.ticket import Claim, Counters, Offer, OnEvent, Results, Table, TransferEnded, TransferKey
-from splitserve.kv.transport import Transport, TransportError
+from splitserve.kv.transport import Fence, Transport, TransportError
 
 __all__ = [
     "Claim",

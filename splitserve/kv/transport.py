@@ -1,11 +1,13 @@
 """What the transfer service needs of whatever moves bytes: one-sided WRITEs into a peer's registered memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from splitserve.kv.layout import Slice
+
+Fence = Callable[[], bool]  # has the device done what was launched before?
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,10 @@ class Transport(Protocol):
 
     def progress(self) -> None:
         """Lets the transport move bytes that peers are writing here (needed by some UCX transports)."""
+
+    def land(self, blocks: Sequence[Sequence[int]]) -> Fence | None:
+        """Peers have written these blocks, `blocks[l]` of this rank's layer l. None if they are where the engine reads
+        them; else they are on their way there until the fence is passed. Raises TransportError."""
 
     def close(self) -> None: ...
 

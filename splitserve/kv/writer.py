@@ -112,9 +112,9 @@ class Writer:
         return self._writes[0].posted_at if self._writes else inf
 
     def _pump(self, link: _Link, now: float) -> None:
-        while link.due and link.in_flight_bytes < self._most_in_flight_bytes:
+        while link.due and (cells := self._room(link)):
             ticket, since = min(link.due.values(), key=_urgency)
-            layer, span = self._next(ticket, link.cut)
+            layer, span = self._next(ticket, cells)
             if not span:
                 del link.due[ticket.key]
                 continue
@@ -122,9 +122,14 @@ class Writer:
             link.due[ticket.key] = (ticket, now)
             self._write(link, ticket, layer, span, now)
 
-    def _next(self, ticket: SourceTicket, cut: Slice) -> tuple[int, Span]:
+    def _room(self, link: _Link) -> int:
+        """Cells that the next WRITE may have. A link with nothing in flight takes one, however large."""
+        fit = (self._most_in_flight_bytes - link.in_flight_bytes) // link.cut.cell_bytes
+        most = max(1, self._most_write_bytes // link.cut.cell_bytes)
+        return max(min(fit, most), 0 if link.in_flight_bytes else 1)
+
+    def _next(self, ticket: SourceTicket, most: int) -> tuple[int, Span]:
         """The due copies of its first layer that has any."""
-        most = max(1, self._most_write_bytes // cut.cell_bytes)
         if ticket.may_write and ticket.cursor is not None:
             for layer in ticket.cursor.layers:
                 if span := ticket.cursor.take(layer, most):

@@ -108,11 +108,12 @@ class Attempt:
     ) -> None:
         self._membership.cancel(self._binding.decode_job_id)
         self._membership.cancel(self._binding.prefill_job_id)
+        reason = f"it is tried elsewhere: {error}" if isinstance(error, Setback) else "it ended before it had moved"
         for event in self._mailbox.left():
             if isinstance(event, Order):
-                event.move.refuse("the request ended before it had moved")
+                event.move.refuse("it is on its way to another worker" if isinstance(error, MovedOn) else reason)
         if self._departure is not None and not isinstance(error, MovedOn):
-            self._departure.close("the request ended before it had moved")
+            self._departure.close(reason)
         if self._arriving is not None:
             self._arriving.close("the worker that it moved to failed; the request goes on elsewhere")
 
@@ -178,13 +179,15 @@ class Attempt:
 
     # Events in ---------------------------------------------------------------------------------------------------
     async def _take(self, events: list[Event]) -> None:
-        """What came before a setback is the client's."""
+        """What came before a setback is the client's. What came after it is put back: an order must be answered."""
         setback: Exception | None = None
+        coming = iter(events)
         try:
-            for event in events:
+            for event in coming:
                 self._on(event)
         except (Setback, MovedOn, SplitserveError) as error:
             setback = error
+            self._mailbox.put_back(coming)
         if setback is not None or self._work.output.finish_reason is None:
             await self._work.flush()
         if setback is not None:
@@ -247,10 +250,14 @@ class Attempt:
         failure = outcome.failure or Failure.ENGINE
         if failure is Failure.INVALID:
             return InvalidRequest(outcome.field or "request", outcome.message)
-        if failure is Failure.TRANSFER and self._binding.prefill is not None:
-            worker = self._binding.prefill  # whoever noticed: without this source the next route may do
+        if failure is Failure.TRANSFER:
+            worker = self._kv_source or worker  # whoever noticed: without this source the next route may do
         error = _ERRORS[failure](f"worker {worker.name}: {outcome.message or failure.value}")
         return Setback(failure.value, error, worker.uuid)
+
+    @property
+    def _kv_source(self) -> WorkerInfo | None:
+        return self._arriving.source if self._arriving is not None else self._binding.prefill
 
     # Moving ------------------------------------------------------------------------------------------------------
     def _depart(self, move: Move) -> None:
@@ -269,35 +276,40 @@ class Attempt:
             output=tuple(work.output.token_ids),
             deadline_s=work.deadline.remaining_s,
             priority=work.priority,
-            name=f"{self._binding.job_prefix}/move-{self._departures}",
+            name=f"{work.transfer_id}/{work.epoch}/move-{self._departures}",
         )
         self._departure = Departure(move, decoding, self._waiting, self._membership)
-        self._end_departure(self._departure.start(self._mailbox))
+        self._stays(self._departure.start(self._mailbox))
 
     def _unmovable(self) -> str:
         """Why it can't leave now; another time it may."""
         if not self._has_tokens:
             return "it has not begun to decode; ask again when it has"
+        if self._work.output.finish_reason is not None:
+            return "it has ended"
         if self._departure is not None:
             return "it is on its way to another worker already"
         return ""
 
     def _on_copy(self, event: Delta | Lost, departure: Departure) -> None:
-        """The target has what was copied, or could not have it: then all of it goes at the stop."""
+        """The target has what was copied, or could not have it: then all of it goes at the stop. A target that failed
+        otherwise gets no more."""
         if isinstance(event, Lost):
-            self._end_departure(f"worker {departure.target} is gone: {event.reason}")
+            self._stays(f"worker {departure.target} is gone: {event.reason}")
+        elif event.outcome is not None and event.outcome.failure in (None, Failure.TRANSFER):
+            self._stays(departure.stop(len(self._work.prompt) + len(self._work.output.token_ids)))
         elif event.outcome is not None:
-            departure.stop()
+            self._stays(f"worker {departure.target}: {event.outcome.message}; try again later")
 
-    def _end_departure(self, reason: str) -> None:
-        """It stays here, if there is a reason."""
+    def _stays(self, reason: str) -> None:
+        """If there is a reason, that is the end of the departure."""
         if reason and self._departure is not None:
             departure, self._departure = self._departure, None
             departure.close(reason)
 
     def _arrived(self, arriving: Departure, now: float) -> None:
         stall_s = now - self._work.stopwatch.last_token_at
-        arriving.move.done(Moved(arriving.source, self._binding.decode.name, stall_s))
+        arriving.move.done(Moved(arriving.source.name, self._binding.decode.name, stall_s))
 
     # Time --------------------------------------------------------------------------------------------------------
     async def _events(self) -> list[Event]:
@@ -315,7 +327,7 @@ class Attempt:
         does something for someone."""
         decode, prefill = self._binding.decode, self._binding.prefill
         worker = prefill if prefill is not None and self._prefilling and not self._has_tokens else decode
-        computes_prompt = not self._has_tokens and (worker is prefill or prefill is None)
+        computes_prompt = not self._has_tokens and (worker is prefill or self._binding.computes_prompt)
         active_at = self._membership.active_at(worker.uuid) if computes_prompt else self._sign_at
         return worker, max(self._sign_at, active_at) + self._work.inter_token_deadline_s
 

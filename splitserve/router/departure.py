@@ -4,8 +4,8 @@
     stop   the decode ends at its next token; what is left of its KV waits at its worker under a ticket
     go on  an attempt at the target takes that over, computes the last token and makes the next
 
-Used on the router's event loop only. What fails before `stop` leaves the request where it is; what fails after it is a
-setback like any other.
+Used on the router's event loop only. What fails before `stop` leaves the request where it is, and so does a target that
+would not take it any more by then; what fails after it is a setback like any other.
 """
 
 from contextlib import ExitStack
@@ -43,8 +43,8 @@ class Decoding:
 
 
 class Departure:
-    """A move under way, from the order to the decode's end here. What is promised to the target is held until
-    `close`."""
+    """A move under way, from the order to the decode's end here. `binding` is where it goes on, once it is known; what
+    is promised to the target is held until `close`."""
 
     def __init__(self, move: Move, decoding: Decoding, waiting: WaitingRequests, membership: Membership) -> None:
         self.move = move
@@ -60,32 +60,35 @@ class Departure:
         decoding = self._decoding
         if decoding.worker.kv.mode is KvMode.PULL:
             return "kv_transfer.mode is pull: only push can move a decode"
-        target = self._waiting.target(decoding.worker, len(decoding.tokens), decoding.name, self.move.to)
-        bound = self._held.enter_context(target)
-        if bound is None:
-            return f"no other worker takes over {len(decoding.tokens)} tokens of KV now; try again later"
-        refusal = migration_refusal(decoding.sampling, decoding.output, bound.decode.restores)
-        if refusal:
+        if self.move.to == decoding.worker.uuid:
+            return f"it decodes on worker {decoding.worker.name} already"
+        refusal = self._promise(len(decoding.tokens), self.move.to)
+        if self.binding is None:
             return refusal
-        ticket = Ticket(f"{decoding.name}/stop", 0, decoding.worker.kv_peers, bound.decode.kv_peers)
-        self.binding = replace(bound, takeover=ticket)
-        if not self._copy(bound.decode, mailbox):
-            self.stop()
-        return ""
+        target = self.binding.decode
+        refusal = migration_refusal(decoding.sampling, decoding.output, target.restores)
+        if refusal or self._copy(target, mailbox):
+            return refusal
+        return self.stop(len(decoding.tokens))
 
     @property
-    def source(self) -> str:
-        return self._decoding.worker.name
+    def source(self) -> WorkerInfo:
+        return self._decoding.worker
 
     @property
     def target(self) -> str:
         return self.binding.decode.name if self.binding is not None else ""
 
-    def stop(self) -> None:
-        """The copy is there, or was not to be had: the rest goes now."""
+    def stop(self, tokens: int) -> str:
+        """The copy is there, or was not to be had: the rest of so many tokens' KV goes now. Returns why not, if the
+        target has left, drains or is full since."""
         assert self.binding is not None
-        assert self.binding.takeover is not None
-        self._membership.hand_over(self._decoding.job_id, self.binding.takeover, at_end=True)
+        self._held.close()
+        refusal = self._promise(tokens, self.binding.decode.uuid)
+        if not refusal:
+            assert self.binding.takeover is not None
+            self._membership.hand_over(self._decoding.job_id, self.binding.takeover, at_end=True)
+        return refusal
 
     def close(self, reason: str) -> None:
         """Gives back what is still promised. If the decode has not moved, the order hears why."""
@@ -93,11 +96,28 @@ class Departure:
         self._held.close()
         self.move.refuse(reason)
 
+    def _promise(self, tokens: int, wanted: str | None) -> str:
+        """Finds the target, or asks it anew, and holds room there for so many tokens. Returns why not, if so."""
+        worker = self._decoding.worker
+        bound = self._held.enter_context(self._waiting.target(worker, tokens, self._decoding.name, wanted))
+        if bound is None:
+            return f"{self._nobody(wanted)} take over {tokens} tokens of KV now; try again later"
+        ticket = Ticket(f"{self._decoding.name}/stop", 0, worker.kv_peers, bound.decode.kv_peers)
+        self.binding = replace(bound, takeover=ticket)
+        return ""
+
+    def _nobody(self, wanted: str | None) -> str:
+        if wanted is None:
+            return "no other worker can"
+        info = self._membership.worker(wanted)
+        return f"worker {info.name if info is not None else wanted} can't"
+
     def _copy(self, target: WorkerInfo, mailbox: Mailbox) -> bool:
-        """Has the target load the blocks that are full now. False if there are none."""
+        """Has the target load the blocks that are full now. False if there are none, or no room for them beside what is
+        promised."""
         decoding, size = self._decoding, target.kv.block_size
         loaded = full_blocks(tokens_to_move(len(decoding.tokens)), size) * size
-        with self._waiting.target(decoding.worker, loaded, f"{decoding.name}/copy", target.uuid) as bound:
+        with self._waiting.target(decoding.worker, loaded + 1, f"{decoding.name}/copy", target.uuid) as bound:
             if loaded == 0 or bound is None:
                 return False
             ticket = Ticket(f"{decoding.name}/copy", 0, decoding.worker.kv_peers, target.kv_peers)

@@ -5,6 +5,7 @@ Filled by `membership` and `journey`, emptied by the one journey that waits, bot
 """
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from splitserve.core.worker import Delta
@@ -39,8 +40,12 @@ class Mailbox:
         self._events.append(event)
         self._filled.set()
 
+    def put_back(self, events: Iterable[Event]) -> None:
+        """Taken, but not looked at."""
+        self._events[:0] = events
+
     def left(self) -> list[Event]:
-        """What nobody has taken."""
+        """What nobody has taken, or was put back."""
         events, self._events = self._events, []
         return events
 

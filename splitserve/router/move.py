@@ -6,8 +6,6 @@ How it is carried out: `departure.py`.
 import asyncio
 from dataclasses import dataclass
 
-from splitserve.core.errors import Unavailable
-
 
 @dataclass(frozen=True, slots=True)
 class Moved:
@@ -18,8 +16,8 @@ class Moved:
     stall_s: float
 
 
-class MoveRefused(Unavailable):
-    """The request stays where it is."""
+class MoveRefused(Exception):
+    """The request did not move; the sentence says why. Within the router: an operator hears Unavailable."""
 
 
 class Move:

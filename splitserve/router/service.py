@@ -8,7 +8,14 @@ from uuid import uuid4
 
 import grpc
 
-from splitserve.core.errors import Cancelled, DeadlineExceeded, EngineError, InvalidRequest, SplitserveError
+from splitserve.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    SplitserveError,
+    Unavailable,
+)
 from splitserve.core.fleet import FleetStatus
 from splitserve.core.request import Chunk, GenerateRequest
 from splitserve.router.journey import Journey, Surroundings
@@ -148,9 +155,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         try:
             async with asyncio.timeout(within_s):
                 moved = await move.result()
-        except MoveRefused:
+        except MoveRefused as refusal:
             self._metrics.move_refused()
-            raise
+            raise Unavailable(f"{request_id} has not moved: {refusal}") from refusal
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"timeout_s: {request_id} has not moved within {within_s:g} s; it may still"

@@ -47,6 +47,11 @@ class Binding:
     takeover: Ticket | None = None
 
     @property
+    def computes_prompt(self) -> bool:
+        """Whether the decode worker does."""
+        return self.prefill is None and self.takeover is None
+
+    @property
     def decode_job_id(self) -> str:
         return f"{self.job_prefix}/decode"
 

@@ -124,7 +124,7 @@ def a_prompt(vocabulary: range, tokens: int, seed: int) -> tuple[int, ...]:
 
 
 def a_ticket(source: Listener, destination: Listener) -> Ticket:
-    return Ticket(f"transfer-{next(_numbers)}", 1, source.info.kv_peer, destination.info.kv_peer)
+    return Ticket(f"transfer-{next(_numbers)}", 1, source.info.kv_peers, destination.info.kv_peers)
 
 
 def a_prefill(prompt: Sequence[int], ticket: Ticket) -> PrefillJob:

@@ -15,7 +15,7 @@ from splitserve.core.config import KvTransferSettings, VllmSettings
 from splitserve.core.request import SamplingParams
 from splitserve.core.worker import DecodeJob, Failure, KvPeer, Outcome, PrefillJob, Ticket
 from splitserve.engine.protocol import EngineInfo, EngineLoad
-from splitserve.kv.layout import Shard, blocks_for, part_of
+from splitserve.kv.layout import Shard, blocks_for, part_of, tokens_to_move
 from splitserve.kv.nixl import NixlTransport
 from splitserve.kv.transfer import Offer, TransferKey, TransferService
 from splitserve.kv.transport import Region
@@ -144,7 +144,7 @@ def test_pushed_kv_gives_the_tokens_of_one_engine(bench: Bench, length: int, ord
     stats = bench.prefill_outcome(name, chunk).transfer
     kv = bench.decode.info.kv
     assert stats is not None
-    assert stats.bytes == blocks_for(length, kv.block_size) * kv.layers * kv.block_bytes
+    assert stats.bytes == blocks_for(tokens_to_move(length), kv.block_size) * kv.layers * kv.block_bytes
 
 
 @pytest.mark.parametrize("order", ORDERS)

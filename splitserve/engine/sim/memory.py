@@ -1,16 +1,14 @@
 """The simulated engine's KV: which blocks are free, and what a block holds.
 
-Where a real model keeps keys and values, each block of each layer keeps 16 bytes: the state of a hash chain over the
-prompt's tokens up to the block's last one. The chain of a layer starts from a secret of its own and each block starts
-from what *lies in* the block before it, so wrong, stale or foreign KV anywhere in a context changes what is read from
-it, and everything computed on top of it, as with a real model.
+Where a real model keeps every token's keys and values, a block of each layer keeps 4 bytes for every token. Before them
+stand 16 bytes that say what the block follows: a hash of all that *lies in* the block before it, or a secret of the
+layer. So wrong, stale or foreign KV anywhere in a context changes what is read from it, and what is computed on top of
+it, as with a real model. And the first tokens of a block can be used, or copied, while more are written behind them.
 
-    state after token t = state * MULTIPLIER + t + 1   (mod 2**128)
-
-The chain is linear, so it doesn't matter in which chunks a prompt is computed. Used by the engine's thread only; the
-memory itself belongs to the transport, into which peers write.
+Used by the engine's thread only; the memory itself belongs to the transport, into which peers write.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,11 +16,15 @@ from hashlib import blake2b
 
 from splitserve.kv.layout import blocks_for
 
-DIGEST_BYTES = 16
-MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645  # odd and large: PCG's 128-bit constant
-_MASK = (1 << 8 * DIGEST_BYTES) - 1
+CHAIN_BYTES = 16
+TOKEN_BYTES = 4
 
 BlockView = Callable[[int, int], memoryview]  # (layer, block) to its bytes
+
+
+def digest_bytes(block_size: int) -> int:
+    """What a block of so many tokens takes in memory."""
+    return CHAIN_BYTES + TOKEN_BYTES * block_size
 
 
 class BlockPool:
@@ -49,50 +51,53 @@ class BlockPool:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """New tokens of one block, folded into what every layer's chain needs of them."""
+    """New tokens of one block, as they lie in every layer's."""
 
     block: int  # index in the sequence's table
-    starts_block: bool
-    factor: int
-    addend: int
+    first: int  # token of the block
+    tokens: bytes
 
 
 class ChainedKv:
-    """Reads and writes the chain's states in the worker's blocks."""
+    """Writes tokens into the worker's blocks, and reads what lies there."""
 
     def __init__(self, view: BlockView, layers: int, block_size: int, secret: str) -> None:
         self._view = view
         self._block_size = block_size
-        self._starts = [_secret_of_layer(secret, layer) for layer in range(layers)]
+        self._starts = [_chain(f"{secret}:{layer}".encode()) for layer in range(layers)]
         self._views: list[dict[int, memoryview]] = [{} for _ in range(layers)]
 
-    def fold(self, tokens: Sequence[int], begin: int, end: int) -> list[Segment]:
-        """tokens[begin:end], block by block; layer-independent, so done once for all layers."""
-        size = self._block_size
-        segments = []
+    def segments(self, tokens: Sequence[int], begin: int, end: int) -> list[Segment]:
+        """tokens[begin:end], block by block; the same for all layers."""
+        size, segments = self._block_size, []
         while begin < end:
             stop = min(end, (begin // size + 1) * size)
-            segments.append(_fold(tokens[begin:stop], begin // size, begin % size == 0))
+            segments.append(Segment(begin // size, begin % size, _encode(tokens[begin:stop])))
             begin = stop
         return segments
 
     def write(self, layer: int, table: Sequence[int], segments: Iterable[Segment]) -> None:
-        """Computes one layer's states for these segments into the blocks of `table`."""
+        """Computes these segments in one layer, into the blocks of `table`."""
         for segment in segments:
-            state = self._state_before(layer, table, segment)
-            state = (state * segment.factor + segment.addend) & _MASK
-            self._block(layer, table[segment.block])[:] = state.to_bytes(DIGEST_BYTES, "little")
+            block = self._block(layer, table[segment.block])
+            if segment.first == 0:
+                block[:CHAIN_BYTES] = self._before(layer, table, segment.block)
+            begin = digest_bytes(segment.first)
+            block[begin : begin + len(segment.tokens)] = segment.tokens
 
     def read(self, table: Sequence[int], tokens: int) -> bytes:
-        """What the blocks of so many tokens hold, all layers: what the next token depends on."""
-        used = table[: blocks_for(tokens, self._block_size)]
-        return b"".join(self._block(layer, block) for layer in range(len(self._starts)) for block in used)
+        """What the blocks hold of so many tokens, all layers: what the next token depends on."""
+        *full, last = table[: blocks_for(tokens, self._block_size)]
+        used = digest_bytes(tokens - len(full) * self._block_size)
+        parts: list[memoryview] = []
+        for layer in range(len(self._starts)):
+            parts += [self._block(layer, block) for block in full]
+            parts.append(self._block(layer, last)[:used])
+        return b"".join(parts)
 
-    def _state_before(self, layer: int, table: Sequence[int], segment: Segment) -> int:
-        if segment.starts_block and segment.block == 0:
-            return self._starts[layer]
-        block = table[segment.block - segment.starts_block]
-        return int.from_bytes(self._block(layer, block), "little")
+    def _before(self, layer: int, table: Sequence[int], block: int) -> bytes:
+        """What a block that is begun now follows."""
+        return self._starts[layer] if block == 0 else _chain(self._block(layer, table[block - 1]))
 
     def _block(self, layer: int, block: int) -> memoryview:
         views = self._views[layer]
@@ -102,13 +107,10 @@ class ChainedKv:
         return view
 
 
-def _fold(tokens: Sequence[int], block: int, starts_block: bool) -> Segment:
-    addend = 0
-    for token in tokens:
-        addend = (addend * MULTIPLIER + token + 1) & _MASK
-    return Segment(block, starts_block, pow(MULTIPLIER, len(tokens), _MASK + 1), addend)
+def _encode(tokens: Sequence[int]) -> bytes:
+    """None is all zeros, so that memory never written holds no token."""
+    return array("I", [token + 1 for token in tokens]).tobytes()
 
 
-def _secret_of_layer(secret: str, layer: int) -> int:
-    digest = blake2b(f"{secret}:{layer}".encode(), digest_size=DIGEST_BYTES).digest()
-    return int.from_bytes(digest, "little")
+def _chain(content: bytes | memoryview) -> bytes:
+    return blake2b(content, digest_size=CHAIN_BYTES).digest()

@@ -43,6 +43,11 @@ class DecodeOutput:
         return None if self.finished is None else Outcome(finish_reason=self.finished, transfer=stats)
 
     @property
+    def made(self) -> int:
+        """Tokens made here, without those that the client had already."""
+        return len(self._tokens) - len(self._job.output)
+
+    @property
     def last_token(self) -> int:
         return self._tokens[-1]
 

@@ -67,7 +67,7 @@ def _banned(vocabulary: Vocabulary, sampling: SamplingParams, context: Context) 
 
 
 def _ranking(digests: bytes, vocabulary: Vocabulary, banned: Collection[int]) -> Ranking:
-    words = struct.unpack(f"<{RANKED + 1}I", shake_128(digests).digest(4 * (RANKED + 1)))
+    words = struct.unpack(f"<{RANKED + 1}I", shake_128(blake2b(digests).digest()).digest(4 * (RANKED + 1)))
     plain = vocabulary.plain
     tokens = [plain[word % len(plain)] for word in words[1:]]
     if vocabulary.eos and words[0] % EOS_EVERY == 0:

@@ -9,12 +9,12 @@ import bisect
 from dataclasses import dataclass, field
 
 from splitserve.engine.sim.memory import BlockPool
-from splitserve.kv.layout import blocks_for
+from splitserve.kv.layout import blocks_for, tokens_to_move
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A token list and the blocks of its KV. `computed` tokens need no more work; `written` ones are in the blocks."""
+    """A token list and the blocks of its KV, which hold the first `computed` tokens."""
 
     job_id: str
     tokens: list[int]
@@ -22,17 +22,15 @@ class Sequence:
     waits_for_kv: bool = False
     table: list[int] = field(default_factory=list)
     computed: int = 0
-    written: int = 0
 
     @property
     def left(self) -> int:
         return len(self.tokens) - self.computed
 
     def received(self) -> None:
-        """Its KV has arrived. The last token is computed once more: that gives the next one."""
+        """Its KV has arrived: all but the last token's, which is computed here and gives the next one."""
         self.waits_for_kv = False
-        self.written = len(self.tokens)
-        self.computed = len(self.tokens) - 1
+        self.computed = tokens_to_move(len(self.tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,6 @@ class Schedule:
 
     def commit(self, chunk: Chunk) -> None:
         """The chunk is computed."""
-        chunk.sequence.written = max(chunk.sequence.written, chunk.end)
         chunk.sequence.computed += chunk.tokens
 
     def _continue_running(self, plan: Plan) -> int:
@@ -119,7 +116,7 @@ class Schedule:
 
     def _preempt(self, victim: Sequence) -> None:
         self.release(victim)
-        victim.computed = victim.written = 0
+        victim.computed = 0
         self.add(victim)
 
     def _start_waiting(self, budget: int, plan: Plan) -> None:

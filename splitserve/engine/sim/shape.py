@@ -4,7 +4,7 @@ from splitserve.core.config import SimSettings
 from splitserve.core.errors import ConfigError
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import KvFormat, KvMode
-from splitserve.kv.layout import block_bytes
+from splitserve.kv.layout import Shard, block_bytes, part_of
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -39,3 +39,8 @@ def kv_format(model: ModelInfo, settings: SimSettings, mode: KvMode) -> KvFormat
         mode=mode,
         transport="shm",
     )
+
+
+def shard(kv: KvFormat) -> Shard:
+    """One rank that holds all of it, in one group."""
+    return Shard(part_of(0, 1, kv.kv_heads, 0, kv.layers), kv.block_size, (0,) * kv.layers)

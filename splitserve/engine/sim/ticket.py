@@ -12,7 +12,11 @@ def side_of(job: Job) -> Side | None:
     """None for a job without a ticket."""
     if job.ticket is None:
         return None
-    return TransferKey(job.ticket.transfer_id, job.ticket.epoch), isinstance(job, PrefillJob)
+    return key_of(job.ticket), isinstance(job, PrefillJob)
+
+
+def key_of(ticket: Ticket) -> TransferKey:
+    return TransferKey(ticket.transfer_id, ticket.epoch)
 
 
 def handover_of(ticket: Ticket) -> bytes:
@@ -34,10 +38,10 @@ def prompt_fault(job: Job, max_model_len: int, vocab_size: int) -> Outcome | Non
 
 
 def ticket_fault(ticket: Ticket, source: bool, uuid: str, mode: KvMode) -> Outcome | None:
-    """Why this worker can't be the ticket's source or destination."""
-    us = ticket.source if source else ticket.destination
-    if us.uuid != uuid:
-        return not_transferred(f"the ticket names worker {us.uuid!r}, this is worker {uuid!r}")
+    """Why the rank `uuid` can't be the ticket's source or destination."""
+    named = [peer.uuid for peer in (ticket.source if source else ticket.destination)]
+    if named != [uuid]:
+        return not_transferred(f"the ticket names worker {', '.join(named)}; this is {uuid}")
     if mode is KvMode.PULL and not source and ticket.handover != handover_of(ticket):
         return not_transferred("the ticket has no handover of its source; in pull mode it comes with the decode")
     return None

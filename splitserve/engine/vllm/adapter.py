@@ -41,6 +41,7 @@ from splitserve.kv.job_params import DESTINATION, SOURCE, job_params, ticket_par
 from splitserve.kv.layout import block_bytes, part_of, tokens_to_move
 from splitserve.kv.transfer import TransferKey
 
+PARKED_POLL_S = {KvMode.PUSH: 0.05, KvMode.PULL: 0.001}  # our connector rings when KV has come, the stock one never
 NULL_BLOCKS = 1  # vLLM keeps one block as padding
 
 
@@ -89,7 +90,9 @@ class VllmEngine:
         self._bridge = AdapterEnd(self._connector.hear)
         self._closing.callback(self._bridge.close)
         arguments = engine_arguments(self._model, self._settings, self._kv, self._uuid, self._bridge.address, on_cpu)
-        self._runner: Runner = start_runner(arguments, in_process, self._cpu_core, self._on_outputs, self._on_broken)
+        self._runner: Runner = start_runner(
+            arguments, in_process, self._cpu_core, PARKED_POLL_S[self._kv.mode], self._on_outputs, self._on_broken
+        )
         self._closing.callback(self._runner.stop)
         self._tokenizer = tokenizer(str(self._model.path))
         self._max_model_len = self._runner.vllm_config.model_config.max_model_len

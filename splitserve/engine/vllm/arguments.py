@@ -1,17 +1,21 @@
 """How vLLM is set up: its environment, its EngineArgs, its KV connector. No state."""
 
+import contextlib
 import os
 import socket
 from itertools import cycle, islice
 from typing import Any
 
 from splitserve.core.config import KvTransferSettings, VllmSettings
+from splitserve.core.errors import ConfigError
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import KvMode
 from splitserve.engine.vllm.sampler_state import CPU_WORKER, GPU_WORKER
 from splitserve.kv.control import is_loopback
 
 GIB = 1024**3
+FIRST_PORT = 20_000
+PORTS = 8_000  # below what kernels give to connections
 
 
 def ranks_of(settings: VllmSettings) -> int:
@@ -95,6 +99,10 @@ def _torch_is_for_cpu() -> bool:
 
 
 def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """One that the kernel gives to no connection: taken before vLLM binds it, it would make vLLM wait for ever."""
+    first = FIRST_PORT + os.getpid() % PORTS
+    for port in (*range(first, FIRST_PORT + PORTS), *range(FIRST_PORT, first)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise ConfigError("kv_transfer.host", f"no port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free on {host}")

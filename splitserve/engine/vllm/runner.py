@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from splitserve.core.errors import ConfigError
 from splitserve.engine.vllm.translate import refusals, vllm_prompt
 
-PARKED_POLL_S = 0.05  # how long to wait for news, which the connector tells, when a step had nothing to run
 IDLE_POLL_S = 1.0
 STEPS_PER_NEWS = 2  # one hears that KV has arrived, the next runs the request
 START_TIMEOUT_S = 600.0
@@ -43,18 +42,32 @@ class Runner(Protocol):
 
 
 def start_runner(
-    arguments: dict[str, Any], in_process: bool, core: int | None, on_outputs: OnOutputs, on_broken: OnBroken
+    arguments: dict[str, Any],
+    in_process: bool,
+    core: int | None,
+    parked_poll_s: float,
+    on_outputs: OnOutputs,
+    on_broken: OnBroken,
 ) -> Runner:
-    """Builds vLLM from EngineArgs; minutes for a large model. Raises ConfigError with vLLM's reason."""
+    """Builds vLLM from EngineArgs; minutes for a large model. `parked_poll_s`: how long an engine in this process waits
+    for news when a step had nothing to run. Raises ConfigError with vLLM's reason."""
     if in_process:
-        return InProcessRunner(arguments, core, on_outputs, on_broken)
+        return InProcessRunner(arguments, core, parked_poll_s, on_outputs, on_broken)
     return AsyncRunner(arguments, on_outputs, on_broken)
 
 
 class InProcessRunner:
     """LLMEngine stepped by a thread of ours: one process, one core."""
 
-    def __init__(self, arguments: dict[str, Any], core: int | None, on_outputs: OnOutputs, on_broken: OnBroken) -> None:
+    def __init__(
+        self,
+        arguments: dict[str, Any],
+        core: int | None,
+        parked_poll_s: float,
+        on_outputs: OnOutputs,
+        on_broken: OnBroken,
+    ) -> None:
+        self._parked_poll_s = parked_poll_s
         self._on_outputs = on_outputs
         self._on_broken = on_broken
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -133,7 +146,7 @@ class InProcessRunner:
     def _run_calls(self) -> None:
         """Runs what was posted; waits for it if the last step had nothing to run (requests parked for KV, or none)."""
         busy = self._scheduler.running or (self._fresh_steps and self._has_work)
-        wait_s = 0.0 if busy else PARKED_POLL_S if self._has_work else IDLE_POLL_S
+        wait_s = 0.0 if busy else self._parked_poll_s if self._has_work else IDLE_POLL_S
         with contextlib.suppress(queue.Empty):
             call = self._calls.get(timeout=wait_s) if wait_s else self._calls.get_nowait()
             while True:

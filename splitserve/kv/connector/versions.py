@@ -1,11 +1,12 @@
-"""What differs between vLLM releases for a KV connector: 0.25 to 0.33. The rest of the package calls this and knows none.
+"""What differs between vLLM's releases, 0.25 to 0.33, for a KV connector. The rest of the package need not know.
 
-It looks for features, not for version numbers. Used on vLLM's step thread only.
+It looks for features, not for version numbers. Its state belongs to vLLM's step thread. Since which release:
 
+    0.26  vLLM's own pull connector can read the CPU's KV blocks
     0.29  the KV layout with heads outside tokens is called LBHNC (before: HND)
     0.30  `get_transfer_results`, which can say that a load failed (before: `get_finished`, which can't);
           the scheduler's output can be asked for the block table of every request in the step
-    0.31  `wait_for_save` is called on steps that run no model, too
+    0.31  `wait_for_save` is called in steps that run no model, too
 """
 
 from collections.abc import Collection, Sequence
@@ -13,15 +14,27 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from splitserve.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
+NO_PULL = "the pull connector of this vLLM can't read"
 BlockIds = Sequence[Sequence[int]]  # per KV group
 
 
 def heads_first_layout() -> str:
     """Heads outside tokens: one block of one head of one layer is one run of bytes."""
     return "LBHNC" if find_spec("vllm.v1.kv_cache_layout") else "HND"
+
+
+def refuse_broken_pull() -> None:
+    """Raises ConfigError where vLLM's own pull connector takes keys and values for separate, and they are not."""
+    from vllm.distributed.kv_transfer.kv_connector.utils import TransferTopology
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() and hasattr(TransferTopology, "split_k_and_v"):
+        raise ConfigError("kv_transfer.mode", f"{NO_PULL} the KV blocks of a CPU; set it to push, or install vLLM 0.26")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +50,26 @@ class TransferResults:
 class CompletionHooks:
     """Mixed into a connector, in front of vLLM's class: its completions under the name that vLLM calls.
 
-    `_after_forward` is called once in every step, whether a model ran or not: it does what must follow the forward.
+    `_completions` is called once in every step, whether a model ran or not: what every step needs belongs there, and
+    not in `wait_for_save`.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._failures = _FailuresUntold()
 
-    def _after_forward(self) -> TransferResults:
+    def _completions(self) -> TransferResults:
         raise NotImplementedError
 
     def _loading(self) -> Collection[str]:
-        """Requests whose KV is still on its way, after `_after_forward`."""
+        """Requests whose KV is still on its way, after `_completions`."""
         raise NotImplementedError
 
-    def wait_for_save(self) -> None:
-        """Not called in every step by every release, so nothing is done here."""
-
     def get_transfer_results(self, finished_req_ids: set[str]) -> TransferResults:
-        return self._after_forward()
+        return self._completions()
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str], set[str]]:
-        results = self._after_forward()
+        results = self._completions()
         return results.finished_sending, self._failures.withheld(results, finished_req_ids, self._loading())
 
 
@@ -88,7 +99,7 @@ class BlockTables:
 
     def follow(self, output: "SchedulerOutput") -> None:
         """Called for every step, before `of`."""
-        state = getattr(output, "kv_connector_block_state", None)
+        state: Any = getattr(output, "kv_connector_block_state", None)
         if hasattr(state, "get_block_ids"):
             self._look_up = state.get_block_ids
             return

@@ -40,7 +40,8 @@ def splitserve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["up"], ["router"], ["worker"], ["generate"], ["status"], ["drain"], ["pool"], ["demo"]]
+    "command",
+    [[], ["up"], ["router"], ["worker"], ["generate"], ["status"], ["drain"], ["migrate"], ["pool"], ["demo"]],
 )
 def test_every_command_explains_itself(splitserve: Run, command: list[str]) -> None:
     done = splitserve(*command, "--help")
@@ -88,7 +89,9 @@ def test_a_wrong_option_is_one_sentence_and_exit_code_two(splitserve: Run, argum
     assert done.out == ""
 
 
-@pytest.mark.parametrize("command", [["status"], ["generate", "x"], ["drain", "w"], ["pool", "w", "decode"]])
+@pytest.mark.parametrize(
+    "command", [["status"], ["generate", "x"], ["drain", "w"], ["migrate", "r"], ["pool", "w", "decode"]]
+)
 def test_without_a_router_the_user_hears_where_and_what_to_do(splitserve: Run, command: list[str]) -> None:
     done = splitserve(*command, "--router", "127.0.0.1:1")
     assert done.code == 1

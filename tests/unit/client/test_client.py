@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from splitserve.client import AsyncClient, Client, Retries
+from splitserve.client import AsyncClient, Client, Drained, Retries
 from splitserve.client.calls import request_of
 from splitserve.core.errors import EngineError, InvalidRequest, ModelNotFound, Unavailable
 from splitserve.core.request import ChatMessage, Chunk, FinishReason, SamplingParams
@@ -112,11 +112,13 @@ async def test_the_sync_client_does_all_that_the_async_one_does(serving: Router)
             assert (await answer).finish_reason is FinishReason.STOP
             assert [status.worker.name for status in (await asyncio.to_thread(client.fleet)).workers] == ["d0"]
             assert (await asyncio.to_thread(client.set_pool, "d0", Pool.PREFILL)).pool is Pool.PREFILL
+            with pytest.raises(InvalidRequest, match="request_id: no request 'r' runs"):
+                await asyncio.to_thread(client.migrate, "r", "d0")
             drained = asyncio.create_task(asyncio.to_thread(client.drain, "d0"))
             await worker.told("drain")
             await worker.__aexit__()
             async with asyncio.timeout(WITHIN_S):
-                assert await drained == 0
+                assert await drained == Drained(finished_requests=0, migrated_requests=0)
 
 
 async def test_errors_are_the_routers_own(serving: Router) -> None:

@@ -6,6 +6,7 @@ A rank's memory is an array of (layer, block, head, token of the block, element 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Shape:
 
     def _stages(self, layers: int) -> Iterator[tuple[int, int]]:
         bounds = [layers * stage // self.pipeline for stage in range(self.pipeline + 1)]
-        return zip(bounds, bounds[1:], strict=False)
+        return pairwise(bounds)
 
     def _groups(self, begin: int, end: int) -> tuple[int, ...]:
         return tuple(layer % 2 if self.windowed else 0 for layer in range(begin, end))
@@ -53,9 +54,19 @@ def memory_of(shard: Shard, blocks: int, slot: int, fill: int, dtype: Any) -> Ar
     return np.full((part.layers, blocks, part.heads, shard.block_size, slot), fill, dtype)
 
 
-def place(memory: Array, shard: Shard, tables: Sequence[Sequence[int]], whole: Array, tokens: range) -> None:
-    """Puts these tokens of the whole model's KV, an array of (layer, head, token, element), where this rank has them."""
+def place(
+    memory: Array,
+    shard: Shard,
+    tables: Sequence[Sequence[int]],
+    whole: Array,
+    tokens: range,
+    only: int | None = None,
+) -> None:
+    """Puts these tokens of the whole model's KV, an array of (layer, head, token, element), where this rank has them.
+    `only`: in this one of its layers."""
     for layer, ours in _layers(shard, whole):
+        if only not in (None, layer):
+            continue
         blocks, offsets = _slots(tables[shard.groups[layer]], shard.block_size, tokens)
         memory[layer][blocks, :, offsets] = ours[:, tokens.start : tokens.stop].transpose(1, 0, 2)
 

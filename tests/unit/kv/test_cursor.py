@@ -118,7 +118,7 @@ def test_blocks_of_different_sizes_are_written_in_cells_of_both() -> None:
     progress.computing([[10, 11]], 12)
     cursor = Cursor(progress, cut_of(1, sizes=(6, 4)), 12, [Table(1, (21, 22))])
     due = cursor.take(0, 99)
-    # Cells of two tokens: three in a source block, two in a destination block; the destination has the first four tokens.
+    # Cells of two tokens: three in a source block, two in a destination block, of which the first is there already.
     assert due.source == (10 * 3 + 2, 11 * 3, 11 * 3 + 1, 11 * 3 + 2)
     assert due.destination == (21 * 2, 21 * 2 + 1, 22 * 2, 22 * 2 + 1)
 

@@ -161,8 +161,8 @@ SLOT, UNWRITTEN = 2, -1
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """`tokens` tokens, the first of a prompt, from all ranks of one worker to all of another. In group g the destination
-    has the blocks before `first_blocks[g]`."""
+    """`tokens` tokens, the first of a prompt, from all ranks of one worker to all of another. In group g the
+    destination has the blocks before `first_blocks[g]`."""
 
     layers: int
     heads: int
@@ -207,14 +207,14 @@ class Moved:
         place(memory, source, tables, self.whole, range(move.prompt))
         progress = PrefillProgress(source.part.first_layer, source.part.layers)
         progress.computing(tables, move.prompt)
-        for shard, given, count in zip(self.shards, self.memories, self.written, strict=True):
+        for shard, target, count in zip(self.shards, self.memories, self.written, strict=True):
             cut = slice_between(source, shard, format_of(move.source, move.layers, move.heads, SLOT))
             assert (cut is not None) == overlaps(source.part, shard.part)
             if cut is None:
                 continue
             cursor = Cursor(progress, cut, move.tokens, self.claimed)
             for layer, span in _spans(cursor):
-                copy(cut, layer - cut.first_layer, span, (source, memory), (shard, given))
+                copy(cut, layer - cut.first_layer, span, (source, memory), (shard, target))
                 _count(cut, layer - cut.first_layer, span, shard, count)
 
     def check(self) -> None:
@@ -246,16 +246,18 @@ def _spans(cursor: Cursor) -> Iterator[tuple[int, Span]]:
 
 
 def _count(cut: Slice, layer: int, span: Span, shard: Shard, count: Array) -> None:
-    there = elements(cut, cut.destination, shard, SLOT, layer, span.destination)
-    np.add.at(flat(count), (cut.destination.first_layer + layer, *there), 1)
+    blocks, within = elements(cut, cut.destination, shard, SLOT, layer, span.destination)
+    there = flat(count)[cut.destination.first_layer + layer]
+    hits = np.bincount((blocks * there.shape[1] + within).ravel(), minlength=there.size)
+    there += hits.reshape(there.shape)
 
 
 def _all_parallelisms() -> Iterator[tuple[int, int, int, int, int, int]]:
     """Layers, heads, and the tensor and pipeline sizes of source and destination: all small ones."""
     for layers, (heads, source), (same, destination) in product(range(1, 5), HEADS_AND_RANKS, HEADS_AND_RANKS):
         if same == heads:
-            for stages in product(range(1, layers + 1), repeat=2):
-                yield layers, heads, source, destination, *stages
+            for stages_p, stages_d in product(range(1, layers + 1), repeat=2):
+                yield layers, heads, source, destination, stages_p, stages_d
 
 
 def test_every_byte_is_written_once_and_rightly_for_all_small_parallelisms() -> None:

@@ -1,599 +1,638 @@
-"""Both sides of a transfer against a model of everything between them: messages that wait, vanish and repeat, WRITEs
-that take their time or fail, processes that die. Random walks never break a safety rule and always come to rest.
-"""
-
-import random
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+"""What both sides of a transfer do, step by step: the test delivers each letter and ends each WRITE."""
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from splitserve.core.worker import KvFormat, KvMode, KvPeer
-from splitserve.kv.destination import DestinationSide
-from splitserve.kv.ledger import (
-    DESTINATION,
-    SOURCE,
-    DestinationAction,
-    DestinationEvent,
-    DestinationState,
-    SourceAction,
-    SourceEvent,
-    SourceState,
-)
-from splitserve.kv.messages import Cancel, Cancelled, Done, Failed, Message, Progress, Register
-from splitserve.kv.outlet import Outlet
-from splitserve.kv.source import SourceSide
-from splitserve.kv.ticket import Claim, Counters, Offer, Results, TransferEnded, TransferKey
-from splitserve.kv.transport import TransportError, WriteState
-
-LAYERS = 2
-KV = KvFormat("m", "float32", 16, LAYERS, 1, 8, 64, KvMode.PUSH, "model")
-PREFILLER, DECODER = KvPeer("prefiller", "tcp://127.0.0.1:1"), KvPeer("decoder", "tcp://127.0.0.1:2")
-PROMPT_BLOCKS = 4
-KEYS = [TransferKey("one", 1), TransferKey("one", 2)]
-HASHES = {"one": b"1" * 16}
-
-
-def own_blocks(key: TransferKey) -> list[int]:
-    return [100 * (KEYS.index(key) + 1) + block for block in range(PROMPT_BLOCKS)]
-
-
-def claimed_blocks(key: TransferKey) -> list[int]:
-    return [1000 + block for block in own_blocks(key)]
-
-
-@dataclass(eq=False)
-class ModelWrite:
-    source: tuple[int, ...]
-    destination: tuple[int, ...]
-    state: WriteState = WriteState.IN_FLIGHT
-
-
-@dataclass
-class ModelTransport:
-    """WRITEs stay in flight until the walk ends them."""
-
-    connected: bool = True
-    writes: list[ModelWrite] = field(default_factory=list)
-    arrived: list[tuple[int, int, int]] = field(default_factory=list)
-
-    address = b""
-
-    def connect(self, peer: str, address: bytes) -> None:
-        self.connected = True
-
-    def disconnect(self, peer: str) -> None:
-        self.connected = False
-        for write in self.in_flight:
-            write.state = WriteState.FAILED
-
-    def write(self, peer: str, layer: int, source: Sequence[int], destination: Sequence[int]) -> object:
-        if not self.connected:
-            raise TransportError("not connected")
-        self.arrived += [(layer, *pair) for pair in zip(source, destination, strict=True)]
-        self.writes.append(ModelWrite(tuple(source), tuple(destination)))
-        return self.writes[-1]
-
-    def poll(self, handle: object) -> WriteState:
-        assert isinstance(handle, ModelWrite)
-        return handle.state
-
-    def progress(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    @property
-    def in_flight(self) -> list[ModelWrite]:
-        return [write for write in self.writes if write.state is WriteState.IN_FLIGHT]
-
-
-class Walk:
-    """One prefill worker, one decode worker, a few transfers, and everything that can happen to them."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.to_source: list[Message] = []
-        self.to_destination: list[Message] = []
-        self.transport = ModelTransport()
-        self.source_events: list[TransferEnded] = []
-        self.destination_events: list[TransferEnded] = []
-        self.source_out = Outlet(self._to_destination, self.source_events.append, Counters())
-        self.destination_out = Outlet(self._to_source, self.destination_events.append, Counters())
-        self.source = SourceSide(self.transport, self.source_out, KV, lease_s=30.0, stuck_s=10.0)
-        self.destination = DestinationSide(self.destination_out, lambda _: None, retry_s=1.0)
-        self.source_alive = self.destination_alive = True
-        self.computed_blocks = dict.fromkeys(KEYS, 0)
-        self.offered: set[TransferKey] = set()
-        self.prefilled: set[TransferKey] = set()
-        self.claimed: dict[TransferKey, bytes] = {}
-        self.told_source = Results()
-        self.told_destination = Results()
-
-    # The engines -----------------------------------------------------------------------------------------------------
-    def offer(self, key: TransferKey) -> None:
-        if self.source_alive and key not in self.offered:
-            self.offered.add(key)
-            self.source.offer(Offer(key, DECODER, HASHES[key.transfer_id], PROMPT_BLOCKS), self.now)
-
-    def chunk(self, key: TransferKey, blocks: int, layers: int = LAYERS) -> None:
-        """A forward over `blocks` more blocks, or over its first layers only."""
-        if self._runs(key):
-            done = self.computed_blocks[key]
-            end = min(done + blocks, PROMPT_BLOCKS)
-            self.source.computing(key, own_blocks(key)[:end], done, self.now)
-            for layer in range(layers):
-                self.source.computed(layer, [(key, end)], self.now)
-            if layers == LAYERS:
-                self.computed_blocks[key] = end
-
-    def end_prefill(self, key: TransferKey) -> None:
-        if self._runs(key):
-            self.chunk(key, PROMPT_BLOCKS)
-            self.prefilled.add(key)
-            self.source.prefill_ended(key, self.now, self.now)
-
-    def abort_prefill(self, key: TransferKey) -> None:
-        if self.source_alive and key in self.offered and key not in self.told_source.sent:
-            self.prefilled.add(key)
-            self.source.prefill_aborted(key, self.now)
-
-    def preempt(self, key: TransferKey) -> None:
-        """The engine waits until no WRITE reads the blocks, then gives them to somebody else."""
-        if self._runs(key):
-            over = threading.Event()
-            self.source.drain([key], over)
-            self.computed_blocks[key] = 0
-            self.end_writes(WriteState.DONE)
-            assert over.is_set()
-
-    def claim(self, key: TransferKey, first: int = 0, limit_s: float = 60.0, wrong: bool = False) -> None:
-        if self.destination_alive and key not in self.claimed:
-            self.claimed[key] = b"x" * 16 if wrong else HASHES[key.transfer_id]
-            blocks = tuple(claimed_blocks(key)[first:])
-            self.destination.claim(Claim(key, PREFILLER, self.claimed[key], first, blocks, limit_s), self.now)
-
-    def abandon(self, key: TransferKey) -> None:
-        if self.destination_alive and key in self.claimed:
-            self.destination.abandon(key, self.now)
-
-    # Network, transport, time, death ---------------------------------------------------------------------------------
-    def deliver_to_source(self) -> None:
-        message = self.to_source.pop(0) if self.to_source else None
-        if not self.source_alive or message is None:
-            return
-        if isinstance(message, Register):
-            self.source.on_register("decoder", message, self.now)
-        else:
-            assert isinstance(message, Cancel)
-            self.source.on_cancel("decoder", message, self.now)
-
-    def deliver_to_destination(self) -> None:
-        message = self.to_destination.pop(0) if self.to_destination else None
-        if self.destination_alive and message is not None:
-            assert isinstance(message, Progress | Done | Failed | Cancelled)
-            self.destination.on_message("prefiller", message, self.now)
-
-    def exchange(self) -> None:
-        while self.to_source or self.to_destination:
-            self.deliver_to_source()
-            self.deliver_to_destination()
-
-    def lose(self) -> None:
-        for queue in (self.to_source, self.to_destination):
-            del queue[:1]
-
-    def repeat(self) -> None:
-        for queue in (self.to_source, self.to_destination):
-            queue[:1] = queue[:1] * 2
-
-    def end_writes(self, state: WriteState, most: int = 1000) -> None:
-        for write in self.transport.in_flight[:most]:
-            write.state = state
-        if self.source_alive:
-            self.source.poll(self.now)
-
-    def pass_time(self, seconds: float) -> None:
-        self.now += seconds
-        if self.source_alive:
-            self.source.poll(self.now)
-            self.source.expire(self.now)
-        if self.destination_alive:
-            self.destination.expire(self.now)
-
-    def hear_from_prefiller(self) -> None:
-        if self.source_alive and self.destination_alive:
-            self.destination.peer_up("prefiller", self.now)
-
-    def miss_prefiller(self) -> None:
-        if self.destination_alive:
-            self.destination.peer_silent("prefiller", self.now)
-
-    def kill_prefiller(self) -> None:
-        """What it had sent is lost or late; the proof of its end is all that is sure to come."""
-        if self.source_alive and self.destination_alive:
-            self.source_alive = False
-            self.end_writes(WriteState.FAILED)
-            self.destination.peer_ended("prefiller", self.now)
-
-    def kill_decoder(self) -> None:
-        if self.source_alive and self.destination_alive:
-            self.destination_alive = False
-            self.source.peer_ended("decoder", self.now)
-
-    # What must hold after every step ---------------------------------------------------------------------------------
-    def check(self) -> None:
-        _merge(self.told_source, self.source_out.take())
-        _merge(self.told_destination, self.destination_out.take())
-        told = self.told_destination
-        fenced = told.received + told.failed + told.released
-        self._check_writes(fenced)
-        assert len(fenced) == len(set(fenced)), "a claim was named twice"
-        assert len(self.told_source.sent) == len(set(self.told_source.sent)), "a prefill was named twice"
-        for events in (self.source_events, self.destination_events):
-            assert len(events) == len({event.key for event in events}), "an event came twice"
-        for layer, source, destination in self.transport.arrived:
-            assert destination == source + 1000, f"layer {layer}: a block went to the wrong place"
-        for key in told.received:
-            self._check_received(key)
-
-    def _check_writes(self, fenced: Sequence[TransferKey]) -> None:
-        given_back = {block for key in fenced for block in claimed_blocks(key)}
-        freed = {block for key in self.told_source.sent for block in own_blocks(key)}
-        for write in self.transport.in_flight:
-            assert not (self.destination_alive and given_back.intersection(write.destination)), (
-                "written after the fence"
-            )
-            assert not (self.source_alive and freed.intersection(write.source)), "read after it was given back"
-
-    def _check_received(self, key: TransferKey) -> None:
-        assert self.claimed[key] == HASHES[key.transfer_id], "KV of another prompt"
-        arrived = {(layer, destination) for layer, _, destination in self.transport.arrived}
-        assert (LAYERS - 1, claimed_blocks(key)[-1]) in arrived, "received before it was written"
-
-    def come_to_rest(self) -> None:
-        """Whatever happened: once both sides may speak and every prefill ends, all is given back."""
-        self.hear_from_prefiller()
-        for key in KEYS:
-            self.end_prefill(key)
-        for _ in range(40):
-            self.end_writes(WriteState.DONE)
-            self.check()
-            self.exchange()
-            self.check()
-            self.pass_time(3.0)
-        if self.source_alive:
-            assert set(self.told_source.sent) == self.offered
-            assert (self.source.pinned_blocks, self.source.owed, self.source.writing) == (0, 0, False)
-        if self.destination_alive:
-            told = self.told_destination
-            assert set(told.received + told.failed + told.released) == set(self.claimed)
-            assert (self.destination.quarantined_blocks, self.destination.open_claims) == (0, 0)
-
-    def _runs(self, key: TransferKey) -> bool:
-        return self.source_alive and key in self.offered and key not in self.prefilled
-
-    def _to_destination(self, _: str, message: Message) -> None:
-        self.to_destination.append(message)
-
-    def _to_source(self, _: str, message: Message) -> None:
-        self.to_source.append(message)
-
-
-def _merge(all_told: Results, new: Results) -> None:
-    all_told.received += new.received
-    all_told.failed += new.failed
-    all_told.released += new.released
-    all_told.sent += new.sent
-
-
-STEPS: list[Callable[[Walk, TransferKey], None]] = [
-    Walk.offer,
-    Walk.offer,
-    lambda walk, key: walk.chunk(key, 1),
-    lambda walk, key: walk.chunk(key, 2),
-    lambda walk, key: walk.chunk(key, PROMPT_BLOCKS),
-    lambda walk, key: walk.chunk(key, 2, layers=1),
-    Walk.end_prefill,
-    Walk.end_prefill,
-    Walk.abort_prefill,
-    Walk.preempt,
-    Walk.claim,
-    Walk.claim,
-    lambda walk, key: walk.claim(key, first=2, limit_s=2.0),
-    lambda walk, key: walk.claim(key, wrong=True),
-    Walk.abandon,
-    Walk.abandon,
-    *[lambda walk, _: walk.exchange()] * 4,
-    lambda walk, _: walk.deliver_to_source(),
-    lambda walk, _: walk.deliver_to_destination(),
-    lambda walk, _: walk.lose(),
-    lambda walk, _: walk.repeat(),
-    lambda walk, _: walk.end_writes(WriteState.DONE),
-    lambda walk, _: walk.end_writes(WriteState.DONE, most=1),
-    lambda walk, _: walk.end_writes(WriteState.FAILED, most=1),
-    lambda walk, _: walk.pass_time(1.5),
-    lambda walk, _: walk.pass_time(11.0),
-    lambda walk, _: walk.pass_time(31.0),
-    lambda walk, _: walk.miss_prefiller(),
-    *[lambda walk, _: walk.hear_from_prefiller()] * 2,
-    lambda walk, _: walk.kill_prefiller(),
-    lambda walk, _: walk.kill_decoder(),
-]
-
-
-@settings(max_examples=1500)
-@given(st.booleans(), st.binary(min_size=60, max_size=60))
-def test_no_walk_breaks_a_safety_rule_and_every_walk_comes_to_rest(connected: bool, taken: bytes) -> None:
-    take_walk(connected, taken)
-
-
-def take_walks(count: int) -> None:
-    dice = random.Random(0)
-    for _ in range(count):
-        take_walk(dice.random() < 0.5, dice.randbytes(60))
-
-
-def take_walk(connected: bool, taken: bytes) -> None:
-    """A byte is a step of one transfer or, above 190, of the other."""
-    walk = Walk()
-    if connected:
-        walk.hear_from_prefiller()
-    for byte in taken:
-        STEPS[byte % len(STEPS)](walk, KEYS[byte > 190])
-        walk.check()
-    walk.come_to_rest()
-
-
-_S, _E, _A = SourceState, SourceEvent, SourceAction
-_D, _F, _B = DestinationState, DestinationEvent, DestinationAction
-
-
-@pytest.mark.parametrize(
-    ("table", "pair", "wrong"),
-    [
-        (SOURCE, (_S.PUSHING, _E.CANCEL), (_S.STOPPED, (_A.STOP, _A.CONFIRM_CANCEL))),
-        (SOURCE, (_S.FINISHING, _E.CANCEL), (_S.ENDED, (_A.CONFIRM_CANCEL, _A.SENT))),
-        (SOURCE, (_S.STOPPING, _E.PREFILL_ENDED), (_S.ENDED, (_A.SENT,))),
-        (SOURCE, (_S.DELIVERED, _E.PREFILL_ENDED), (_S.ENDED, ())),
-        (SOURCE, (_S.EARLY, _E.OFFER_MISMATCH), (_S.PUSHING, ())),
-        (DESTINATION, (_D.REGISTERED, _F.ABANDON), (_D.ENDED, (_B.CANCEL, _B.RELEASED))),
-        (DESTINATION, (_D.REGISTERED, _F.DEADLINE), (_D.ENDED, (_B.CANCEL, _B.FAILED))),
-        (DESTINATION, (_D.REGISTERED, _F.PEER_SILENT), (_D.ENDED, (_B.FAILED,))),
-        (DESTINATION, (_D.ABANDONED, _F.CANCELLED), (_D.ENDED, (_B.FAILED, _B.RELEASED))),
-    ],
-)
-def test_a_table_that_breaks_a_rule_is_caught_by_the_walk(
-    monkeypatch: pytest.MonkeyPatch, table: dict[object, object], pair: object, wrong: object
-) -> None:
-    monkeypatch.setitem(table, pair, wrong)
-    with pytest.raises(AssertionError):
-        take_walks(3000)
-
-
-KEY = KEYS[0]
-
-
-def connected() -> Walk:
-    walk = Walk()
-    walk.hear_from_prefiller()
-    return walk
-
-
-def pushing() -> Walk:
+
+from splitserve.kv.layout import prompt_hash
+from splitserve.kv.messages import Cancel, Cancelled, Codec, Done, Failed, GroupTable, Message, Progress, Register
+from splitserve.kv.ticket import Offer, Table, TransferKey
+from splitserve.kv.transport import WriteState
+from tests.unit.kv.blocks import GROUPS, SLOT, Prompt
+from tests.unit.kv.numbered import Shape
+from tests.unit.kv.rank import Rank
+from tests.unit.kv.world import World
+
+KEY = TransferKey("one", 1)
+LAYERS, SIZE, PROMPT_BLOCKS = 2, 4, 4
+TOKENS = PROMPT_BLOCKS * SIZE
+BLOCK_BYTES = SIZE * SLOT
+PREFILLER, DECODER = "a/0", "b/0"
+
+
+class Bench(World):
+    """One transfer from worker "a" to worker "b", over the ranks that the test says."""
+
+    def __init__(self, one: Shape | None = None, other: Shape | None = None, heads: int = 1) -> None:
+        super().__init__(one or Shape(), other or Shape(), LAYERS, heads)
+        self.prompts[KEY] = Prompt.of(1, TOKENS, LAYERS, heads)
+        self.prompt = self.prompts[KEY]
+        self.prefiller, self.decoder = self.a[0], self.b[0]
+
+    def offer(self) -> None:
+        for rank in self.a:
+            rank.offer(KEY, self.prompt, self.b)
+
+    def claim(self, limit_s: float = 60.0) -> None:
+        for rank in self.b:
+            rank.claim(KEY, self.prompt, self.a, limit_s=limit_s)
+
+    def chunk(self, blocks: int) -> None:
+        """A forward, up to this block."""
+        for rank in self.a:
+            rank.chunk(KEY, blocks * SIZE)
+
+    def end_prefill(self) -> None:
+        for rank in self.a:
+            rank.end_prefill(KEY)
+
+    def abandon(self) -> None:
+        for rank in self.b:
+            rank.abandon(KEY)
+
+    def registration(self, rank: Rank | None = None, peer: str = PREFILLER) -> Register:
+        """The Register that this rank's claim sends."""
+        ticket = (rank or self.decoder).destination._ledger.get(KEY.leg(peer))
+        assert ticket is not None
+        assert ticket.register is not None
+        return ticket.register
+
+    def waiting(self, recipient: str) -> list[Message]:
+        """Letters to this rank that are not delivered, in order."""
+        letters = (*self.returned, *self.letters)
+        return [Codec("test").decode(frame)[2] for _, to, frame in letters if to == recipient]
+
+    def dropped(self) -> dict[str, int]:
+        counts = [rank.outlet.counters.dropped for rank in self.ranks.values()]
+        return dict(sum(counts[1:], counts[0]))
+
+    def failures(self, rank: Rank) -> dict[str, int]:
+        return dict(rank.outlet.counters.failures)
+
+
+def connected(one: Shape | None = None, other: Shape | None = None, heads: int = 1) -> Bench:
+    bench = Bench(one, other, heads)
+    bench.meet()
+    return bench
+
+
+def pushing(one: Shape | None = None, other: Shape | None = None, heads: int = 1) -> Bench:
     """A claim with one block of each layer in flight."""
-    walk = connected()
-    walk.offer(KEY)
-    walk.claim(KEY)
-    walk.exchange()
-    walk.chunk(KEY, 1)
-    assert len(walk.transport.in_flight) == LAYERS
-    return walk
+    bench = connected(one, other, heads)
+    bench.offer()
+    bench.claim()
+    bench.exchange()
+    bench.chunk(1)
+    return bench
 
 
-def registration(walk: Walk) -> Register:
-    """The Register that this walk's claim sends."""
-    ticket = walk.destination._ledger.get(KEY)
-    assert ticket is not None
-    return ticket.register(walk.now)
-
-
-def dropped(walk: Walk) -> dict[str, int]:
-    return dict(walk.source_out.counters.dropped + walk.destination_out.counters.dropped)
-
-
+# Answers -------------------------------------------------------------------------------------------------------------
 def test_a_cancel_is_answered_only_after_the_last_write_ended() -> None:
-    walk = pushing()
-    walk.abandon(KEY)
-    walk.exchange()
-    assert walk.destination.quarantined_blocks == PROMPT_BLOCKS
-    walk.chunk(KEY, PROMPT_BLOCKS)
-    assert len(walk.transport.in_flight) == LAYERS, "a cancelled claim was written on"
-    finish(walk)
-    assert walk.destination_out.take().released == [KEY]
-    assert walk.destination.quarantined_blocks == 0
+    bench = pushing()
+    bench.abandon()
+    bench.exchange()
+    assert bench.decoder.destination.quarantined_blocks == PROMPT_BLOCKS * GROUPS
+    bench.chunk(PROMPT_BLOCKS)
+    assert len(bench.in_flight) == LAYERS, "a cancelled claim was written on"
+    assert not bench.decoder.told
+    bench.finish()
+    assert bench.decoder.told.released == [KEY]
+    bench.end_prefill()
+    bench.assert_at_rest()
 
 
 def test_a_stuck_write_fails_its_claim_but_frees_nothing_until_it_ends() -> None:
-    walk = pushing()
-    walk.end_prefill(KEY)
-    walk.now += 11.0
-    walk.source.poll(walk.now)
-    walk.exchange()
-    assert not walk.source_out.take()
-    assert not walk.destination_out.take()
-    assert walk.source.pinned_blocks == PROMPT_BLOCKS
-    finish(walk)
-    assert walk.source_out.take().sent == [KEY]
-    assert walk.destination_out.take().failed == [KEY]
-    assert walk.source_out.counters.failures == {"stuck": 1}
+    bench = pushing()
+    bench.end_prefill()
+    bench.now += 11.0
+    bench.prefiller.poll()
+    bench.exchange()
+    assert not bench.prefiller.told
+    assert not bench.decoder.told
+    assert bench.prefiller.source.pinned_blocks == PROMPT_BLOCKS * GROUPS
+    bench.finish()
+    assert bench.prefiller.told.sent == [KEY]
+    assert bench.decoder.told.failed == [KEY]
+    assert bench.failures(bench.prefiller) == {"stuck": 1}
+    bench.assert_at_rest()
 
 
 def test_a_duplicate_register_is_answered_and_its_blocks_are_not_written_again() -> None:
-    walk = pushing()
-    written = list(walk.transport.arrived)
+    bench = pushing()
     for _ in range(3):
-        walk.source.on_register("decoder", registration(walk), walk.now)
-    assert walk.transport.arrived == written
-    assert len(walk.to_destination) == 3
-    assert all(isinstance(message, Progress) for message in walk.to_destination)
+        bench.prefiller.source.on_register(DECODER, bench.registration(), bench.now)
+    assert len(bench.in_flight) == LAYERS
+    assert [type(message) for message in bench.waiting(DECODER)] == [Progress] * 3
 
 
 def test_a_register_after_the_end_hears_the_same_answer_again() -> None:
-    walk = pushing()
-    walk.end_prefill(KEY)
-    late = registration(walk)
-    finish(walk)
-    walk.source.on_register("decoder", late, walk.now)
-    assert isinstance(walk.to_destination[-1], Done)
-    walk.exchange()
-    assert dropped(walk) == {"destination done while ended": 1}
+    bench = pushing()
+    bench.end_prefill()
+    late = bench.registration()
+    bench.finish()
+    bench.prefiller.source.on_register(DECODER, late, bench.now)
+    assert [type(message) for message in bench.waiting(DECODER)] == [Done]
+    bench.exchange()
+    assert bench.dropped() == {"destination done while ended": 1}
 
 
 def test_a_transfer_that_has_ended_keeps_no_block_tables() -> None:
     """Thousands are remembered, and a long prompt has thousands of blocks."""
-    walk = pushing()
-    late = registration(walk)
-    walk.chunk(KEY, PROMPT_BLOCKS)
-    walk.end_prefill(KEY)
-    finish(walk)
-    source, destination = walk.source._ledger.get(KEY), walk.destination._ledger.get(KEY)
+    bench = pushing()
+    late = bench.registration()
+    bench.end_prefill()
+    bench.finish()
+    source = bench.prefiller.source._ledger.get(KEY.leg(DECODER))
+    destination = bench.decoder.destination._ledger.get(KEY.leg(PREFILLER))
     assert source is not None
     assert destination is not None
-    assert (source.register, source.cursor.table, destination.claim.blocks) == (None, (), ())
-    walk.source.on_register("decoder", msgspec.structs.replace(late, blocks=late.blocks[::-1]), walk.now)
-    assert isinstance(walk.to_destination[-1], Failed), "another claim under this ticket"
-    walk.source.on_register("decoder", late, walk.now)
-    assert isinstance(walk.to_destination[-1], Done), "a repetition of the claim"
+    assert (source.offer, source.register, source.cursor, destination.register) == (None, None, None, None)
+    assert (bench.prefiller.source.owed, bench.decoder.destination.open_claims) == (0, 0)
+    other = msgspec.structs.replace(late, tables=late.tables[::-1])
+    bench.prefiller.source.on_register(DECODER, other, bench.now)
+    assert isinstance(bench.waiting(DECODER)[-1], Failed), "another claim under this ticket"
+    bench.prefiller.source.on_register(DECODER, late, bench.now)
+    assert isinstance(bench.waiting(DECODER)[-1], Done), "a repetition of the claim"
 
 
 def test_a_used_ticket_offered_again_for_another_prompt_gives_its_blocks_back() -> None:
-    walk = pushing()
-    walk.end_prefill(KEY)
-    finish(walk)
-    assert walk.source_out.take().sent == [KEY]
-    walk.source.offer(Offer(KEY, DECODER, b"q" * 16, 1), walk.now)
-    walk.source.prefill_ended(KEY, walk.now, walk.now)
-    assert walk.source_out.take().sent == [KEY]
+    bench = pushing()
+    bench.end_prefill()
+    bench.finish()
+    assert bench.prefiller.told.sent == [KEY]
+    posted = bench.transports[PREFILLER].posted
+    bench.prefiller.offer(KEY, Prompt.of(2, SIZE, LAYERS, 1), bench.b)
+    bench.end_prefill()
+    bench.step()
+    assert bench.prefiller.told.sent == [KEY, KEY]
+    assert bench.transports[PREFILLER].posted == posted
+    bench.assert_at_rest()
 
 
-def test_messages_of_another_worker_are_counted_and_change_nothing() -> None:
-    walk = pushing()
-    walk.source.on_cancel("stranger", Cancel(KEY.transfer_id, KEY.epoch), walk.now)
-    walk.destination.on_message("stranger", Failed(KEY.transfer_id, KEY.epoch, "forged"), walk.now)
-    assert dropped(walk) == {"message from another worker": 2}
-    walk.exchange()
-    assert not walk.destination_out.take()
-
-
-def test_an_early_claim_of_another_worker_does_not_get_the_offer() -> None:
-    walk = connected()
-    stolen = Register(KEY.transfer_id, KEY.epoch, HASHES["one"], 0, (1, 2, 3, 4), 60.0)
-    walk.source.on_register("stranger", stolen, 0.0)
-    walk.offer(KEY)
-    walk.chunk(KEY, PROMPT_BLOCKS)
-    assert not walk.transport.arrived
-    assert dropped(walk) == {"message from another worker": 1}
+def test_a_ticket_used_before_is_refused_at_the_destination_at_once() -> None:
+    bench = pushing()
+    bench.end_prefill()
+    bench.finish()
+    bench.decoder.end_decode(KEY)
+    bench.claim()
+    bench.step()
+    assert bench.decoder.told.failed == [KEY]
+    assert "was used before" in bench.decoder.events[-1].error
+    assert not bench.letters
+    bench.assert_at_rest()
 
 
 def test_an_answer_of_another_epoch_is_dropped() -> None:
-    walk = pushing()
-    walk.destination.on_message("prefiller", Cancelled(KEY.transfer_id, 99), walk.now)
-    assert dropped(walk) == {"cancelled for no claim": 1}
-    assert not walk.destination_out.take()
+    bench = pushing()
+    bench.decoder.destination.on_message(PREFILLER, Cancelled(KEY.transfer_id, 99), bench.now)
+    assert bench.dropped() == {"cancelled for no claim": 1}
+    assert not bench.decoder.outlet.take()
 
 
-def test_a_claim_beyond_the_prompt_is_refused() -> None:
-    walk = connected()
-    walk.offer(KEY)
-    beyond = Register(KEY.transfer_id, KEY.epoch, HASHES["one"], 2, (1, 2, 3), 60.0)
-    walk.source.on_register("decoder", beyond, 0.0)
-    answer = walk.to_destination[-1]
+# Strangers -----------------------------------------------------------------------------------------------------------
+def test_messages_of_another_worker_are_counted_and_change_nothing() -> None:
+    bench = pushing()
+    bench.prefiller.source.on_cancel("stranger", Cancel(KEY.transfer_id, KEY.epoch), bench.now)
+    bench.decoder.destination.on_message("stranger", Failed(KEY.transfer_id, KEY.epoch, "forged"), bench.now)
+    assert bench.dropped() == {"message from another worker": 1, "failed for no claim": 1}
+    bench.end_prefill()
+    bench.finish()
+    assert bench.decoder.told.received == [KEY]
+    bench.decoder.end_decode(KEY)
+    bench.assert_at_rest()
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_strangers_claim_gets_nothing_of_a_prefill_and_costs_it_nothing(early: bool) -> None:
+    bench = connected()
+    stolen = Register(KEY.transfer_id, KEY.epoch, prompt_hash(bench.prompt.tokens), TOKENS, _tables(4, 4), 60.0)
+    if early:
+        bench.prefiller.source.on_register("stranger", stolen, 0.0)
+    bench.offer()
+    if not early:
+        bench.prefiller.source.on_register("stranger", stolen, 0.0)
+        assert bench.dropped() == {"message from another worker": 1}
+    bench.chunk(PROMPT_BLOCKS)
+    assert not bench.in_flight
+    bench.claim()
+    bench.end_prefill()
+    bench.exchange()
+    bench.finish()
+    assert bench.decoder.told.received == [KEY]
+    assert bench.prefiller.told.sent == [KEY]
+    bench.decoder.end_decode(KEY)
+    bench.pass_time(61.0)
+    bench.assert_at_rest()
+    answers = [message for message in bench.waiting("stranger") if not isinstance(message, Progress)]
+    assert [type(message) for message in answers] == ([Failed] if early else [])
+
+
+def test_a_strangers_cancel_before_the_offer_does_not_stop_the_claim_that_comes() -> None:
+    bench = connected()
+    bench.prefiller.source.on_cancel("stranger", Cancel(KEY.transfer_id, KEY.epoch), 0.0)
+    bench.offer()
+    bench.claim()
+    bench.exchange()
+    bench.end_prefill()
+    bench.finish()
+    assert bench.decoder.told.received == [KEY]
+
+
+# Claims that do not fit ----------------------------------------------------------------------------------------------
+def _tables(*blocks: int, first: int = 0) -> tuple[GroupTable, ...]:
+    return tuple(GroupTable(first, tuple(range(count))) for count in blocks)
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "tables", "sentence"),
+    [
+        (TOKENS + 1, _tables(5, 5), f"the claim names {TOKENS + 1} tokens, the prompt has {TOKENS}"),
+        (TOKENS, _tables(3, 3, first=2), "the claim names blocks 2 to 4, its tokens take 4"),
+        (TOKENS, _tables(3, 4), "the claim names blocks 0 to 2, its tokens take 4"),
+        (TOKENS - SIZE, _tables(4, 3), "the claim names blocks 0 to 3, its tokens take 3"),
+        (TOKENS, (), "the claim has 0 block tables, none for KV group 0"),
+    ],
+)
+def test_a_claim_whose_blocks_are_not_its_tokens_is_refused_with_the_reason(
+    early: bool, tokens: int, tables: tuple[GroupTable, ...], sentence: str
+) -> None:
+    bench = connected()
+    hashed = prompt_hash(bench.prompt.tokens[:tokens])
+    claim = Register(KEY.transfer_id, KEY.epoch, hashed, tokens, tables, 60.0)
+    if early:
+        bench.prefiller.source.on_register(DECODER, claim, 0.0)
+    bench.offer()
+    if not early:
+        bench.prefiller.source.on_register(DECODER, claim, 0.0)
+    answer = bench.waiting(DECODER)[-1]
     assert isinstance(answer, Failed)
-    assert answer.message == "the claim names blocks 2 to 4, the prompt has 4"
+    assert answer.message == sentence
+    bench.chunk(PROMPT_BLOCKS)
+    bench.end_prefill()
+    bench.step()
+    assert bench.transports[PREFILLER].posted == 0
+    assert bench.prefiller.told.sent == [KEY]
 
 
+def test_a_claim_needs_tables_for_the_groups_of_its_own_layers_alone() -> None:
+    """A table that nobody reads may be missing: a rank of a later stage has other groups."""
+    bench = connected()
+    hashed = prompt_hash(bench.prompt.tokens)
+    claim = Register(KEY.transfer_id, KEY.epoch, hashed, TOKENS, _tables(PROMPT_BLOCKS), 60.0)
+    bench.offer()
+    bench.prefiller.source.on_register(DECODER, claim, 0.0)
+    assert isinstance(bench.waiting(DECODER)[-1], Progress)
+
+
+def test_a_claim_on_the_beginning_of_a_prompt_is_checked_by_the_hash_of_that_beginning() -> None:
+    bench = connected()
+    bench.offer()
+    bench.decoder.claim(KEY, bench.prompt, bench.a, tokens=TOKENS - 3)
+    bench.exchange()
+    bench.end_prefill()
+    bench.finish()
+    assert bench.decoder.told.received == [KEY]
+
+
+def test_a_claim_of_a_rank_that_could_not_be_connected_is_refused() -> None:
+    bench = Bench()
+    bench.decoder.meet(bench.prefiller)
+    bench.prefiller.known.add(DECODER)  # it speaks, but its memory can't be reached
+    bench.offer()
+    bench.claim()
+    bench.exchange()
+    assert bench.failures(bench.decoder) == {"unconnected": 1}
+    bench.end_prefill()
+    bench.assert_at_rest()
+
+
+# Time ----------------------------------------------------------------------------------------------------------------
 def test_an_unclaimed_prefill_is_given_back_when_its_lease_ends_and_a_later_claim_fails() -> None:
-    walk = connected()
-    walk.offer(KEY)
-    walk.end_prefill(KEY)
-    walk.pass_time(29.0)
-    assert walk.source.pinned_blocks == PROMPT_BLOCKS
-    walk.pass_time(2.0)
-    assert walk.source_out.take().sent == [KEY]
-    walk.claim(KEY)
-    walk.exchange()
-    assert walk.destination_out.take().failed == [KEY]
-    assert "nobody claimed" in walk.destination_events[-1].error
-    assert not walk.transport.arrived, "blocks were read after the lease ended"
+    bench = connected()
+    bench.offer()
+    bench.end_prefill()
+    bench.pass_time(29.0)
+    assert bench.prefiller.source.pinned_blocks == PROMPT_BLOCKS * GROUPS
+    bench.pass_time(2.0)
+    assert bench.prefiller.told.sent == [KEY]
+    bench.claim()
+    bench.exchange()
+    assert bench.decoder.told.failed == [KEY]
+    assert "nobody claimed" in bench.decoder.events[-1].error
+    assert bench.transports[PREFILLER].posted == 0, "blocks were read after the lease ended"
+    bench.assert_at_rest()
 
 
 def test_an_early_claim_fails_at_its_deadline_if_no_prefill_comes() -> None:
-    walk = connected()
-    walk.claim(KEY, limit_s=2.0)
-    walk.exchange()
-    walk.source.expire(2.5)
-    walk.exchange()
-    assert walk.destination_out.take().failed == [KEY]
-    assert walk.source.open_tickets == 0
+    bench = connected()
+    bench.claim(limit_s=2.0)
+    bench.exchange()
+    bench.prefiller.source.expire(2.5)
+    bench.exchange()
+    assert bench.decoder.told.failed == [KEY]
+    bench.assert_at_rest()
 
 
 def test_an_unacknowledged_register_is_repeated_and_an_acknowledged_one_rarely() -> None:
-    walk = connected()
-    walk.claim(KEY)
-    walk.to_source.clear()
-    walk.pass_time(1.5)
-    assert len(walk.to_source) == 1
-    walk.exchange()
-    walk.pass_time(1.5)
-    assert not walk.to_source
-    walk.pass_time(11.0)
-    assert len(walk.to_source) == 1
+    bench = connected()
+    bench.claim()
+    bench.letters.clear()
+    bench.pass_time(1.5)
+    assert len(bench.letters) == 1
+    bench.exchange()
+    bench.pass_time(1.5)
+    assert not bench.letters
+    bench.pass_time(11.0)
+    assert len(bench.letters) == 1
+
+
+def test_a_cancel_that_was_lost_is_repeated_although_the_source_tells_of_progress() -> None:
+    bench = pushing()
+    bench.abandon()
+    bench.letters.clear()
+    for _ in range(10):
+        bench.pass_time(0.6)
+        if any(isinstance(message, Cancel) for message in bench.waiting(PREFILLER)):
+            break
+        bench.exchange()
+    else:
+        pytest.fail("the Cancel is not repeated")
+    bench.finish()
+    assert bench.decoder.told.released == [KEY]
 
 
 def test_nothing_is_repeated_to_a_silent_worker() -> None:
-    walk = pushing()
-    walk.miss_prefiller()
-    walk.abandon(KEY)
-    walk.to_source.clear()
+    bench = pushing()
+    bench.decoder.miss(bench.prefiller)
+    bench.abandon()
+    bench.letters.clear()
     for _ in range(50):
-        walk.now += 1.0
-        walk.destination.expire(walk.now)
-    assert not walk.to_source
-    walk.hear_from_prefiller()
-    assert [type(message) for message in walk.to_source] == [Cancel]
+        bench.now += 1.0
+        bench.decoder.expire()
+    assert not bench.letters
+    bench.decoder.meet(bench.prefiller)
+    assert [type(message) for message in bench.waiting(PREFILLER)] == [Cancel]
 
 
 def test_writes_before_and_after_the_end_of_the_prefill_are_told_apart() -> None:
-    walk = pushing()
-    finish(walk)
-    walk.now = 5.0
-    walk.end_prefill(KEY)
-    walk.now = 7.0
-    finish(walk)
-    stats = walk.source_events[0].stats
-    block_bytes = KV.block_bytes * LAYERS
-    assert (stats.bytes, stats.bytes_before_prefill_ended) == (PROMPT_BLOCKS * block_bytes, block_bytes)
+    bench = pushing()
+    bench.finish()
+    bench.now = 5.0
+    bench.end_prefill()
+    bench.now = 7.0
+    bench.finish()
+    stats = bench.prefiller.events[0].stats
+    layer_bytes = BLOCK_BYTES * LAYERS
+    assert (stats.bytes, stats.bytes_before_prefill_ended) == (PROMPT_BLOCKS * layer_bytes, layer_bytes)
     assert stats.uncovered_s == 2.0
-    assert walk.destination_events[0].stats == stats
+    assert (stats.writes, stats.writing_s) == (2 * LAYERS, LAYERS * 2.0)
+    assert bench.decoder.events[0].stats == stats
 
 
 def test_a_claim_written_before_the_prefill_ends_is_done_at_once_and_its_end_is_told_once() -> None:
-    walk = pushing()
-    walk.chunk(KEY, PROMPT_BLOCKS)
-    finish(walk)
-    assert walk.destination_out.take().received == [KEY]
-    assert not walk.source_out.take()
-    walk.now = 3.0
-    walk.end_prefill(KEY)
-    assert walk.source_out.take().sent == [KEY]
-    assert walk.source_events[0].stats.uncovered_s == -3.0
+    bench = pushing()
+    bench.chunk(PROMPT_BLOCKS)
+    bench.finish()
+    assert bench.decoder.told.received == [KEY]
+    assert not bench.prefiller.told
+    bench.now = 3.0
+    bench.end_prefill()
+    bench.step()
+    assert bench.prefiller.told.sent == [KEY]
+    assert bench.prefiller.events[0].stats.uncovered_s == -3.0
+    bench.assert_at_rest()
 
 
-def finish(walk: Walk) -> None:
-    while walk.transport.in_flight:
-        walk.end_writes(WriteState.DONE)
-    walk.exchange()
+# What the device has not computed ------------------------------------------------------------------------------------
+def test_nothing_is_written_before_its_fence_is_passed_and_fences_are_passed_in_order() -> None:
+    bench = connected()
+    bench.offer()
+    bench.claim()
+    bench.exchange()
+    bench.prefiller.chunk(KEY, SIZE, fenced=True)
+    first, second = (fence for _, fence in bench.prefiller.fences)
+    second.open()
+    bench.prefiller.poll()
+    assert not bench.in_flight, "the device computes in order: the second layer can't be there before the first"
+    assert bench.prefiller.source.writing, "the transfer thread must keep asking"
+    first.open()
+    bench.prefiller.poll()
+    assert len(bench.in_flight) == LAYERS
+    assert not bench.prefiller.source._fenced
+
+
+def test_a_prefill_may_end_while_its_last_fences_are_awaited() -> None:
+    bench = connected()
+    bench.offer()
+    bench.claim()
+    bench.exchange()
+    bench.prefiller.chunk(KEY, TOKENS, fenced=True)
+    bench.prefiller.source.prefill_ended(KEY, bench.now, bench.now)
+    bench.prefiller.prefills[KEY].over = True
+    bench.prefiller.poll()
+    assert not bench.in_flight
+    bench.prefiller.open_fences()
+    bench.prefiller.poll()
+    bench.finish()
+    assert bench.decoder.told.received == [KEY]
+    assert bench.prefiller.told.sent == [KEY]
+    bench.assert_at_rest()
+
+
+def test_the_fences_of_a_preempted_prefill_are_forgotten_and_those_of_others_are_not() -> None:
+    bench, other = connected(), TransferKey("other", 1)
+    bench.prompts[other] = bench.prompt
+    for key in (KEY, other):
+        bench.prefiller.offer(key, bench.prompt, bench.b)
+        bench.decoder.claim(key, bench.prompt, bench.a)
+    bench.exchange()
+    for key in (KEY, other):
+        bench.prefiller.chunk(key, SIZE, fenced=True)
+    fences = [fence for _, fence in bench.prefiller.fences]
+    bench.prefiller.preempt(KEY)
+    bench.step()
+    for fence in fences[:LAYERS]:
+        fence.passed = True  # the device got so far, into blocks that are somebody else's now
+    bench.prefiller.open_fences()
+    bench.prefiller.poll()
+    assert {write.holding.key for write in bench.in_flight} == {other}
+    bench.finish()
+    for key in (KEY, other):
+        bench.prefiller.end_prefill(key)
+    bench.finish()
+    assert sorted(bench.decoder.told.received) == [KEY, other]
+    bench.assert_at_rest()
+
+
+def test_a_preempted_prefill_waits_for_its_writes_and_is_written_on_from_its_new_blocks() -> None:
+    bench = pushing()
+    old = bench.prefiller.prefills[KEY].holding
+    bench.prefiller.preempt(KEY)
+    assert bench.prefiller.prefills[KEY].draining is not None
+    bench.end_writes(most=1)
+    assert bench.prefiller.prefills[KEY].holding is old, "a WRITE still reads the old blocks"
+    bench.end_writes()
+    assert bench.prefiller.prefills[KEY].holding is not old
+    bench.end_prefill()
+    bench.finish()
+    assert bench.decoder.told.received == [KEY]
+    assert bench.decoder.events[0].stats.bytes == TOKENS * SLOT * LAYERS, "what was written stays written"
+    bench.assert_at_rest()
+
+
+# Several ranks -------------------------------------------------------------------------------------------------------
+def test_a_claim_is_received_only_when_all_its_legs_are() -> None:
+    bench = pushing(one=Shape(tensor=2), heads=2)
+    bench.end_prefill()
+    for write in bench.transports["a/0"].in_flight:
+        write.end(WriteState.DONE)
+    bench.prefiller.poll()
+    while not bench.prefiller.told.sent:
+        bench.end_writes(most=1)
+    bench.exchange()
+    assert not bench.decoder.told, "one leg of two is there"
+    assert not bench.a[1].told
+    bench.finish()
+    assert bench.decoder.told.received == [KEY]
+    assert [rank.told.sent for rank in bench.a] == [[KEY], [KEY]]
+    assert bench.decoder.events[0].stats.bytes == 2 * TOKENS * SLOT * LAYERS
+    bench.assert_at_rest()
+
+
+def test_one_leg_that_fails_cancels_the_others_and_the_claim_is_named_once_when_all_are_fenced() -> None:
+    bench = pushing(one=Shape(tensor=2), heads=2)
+    first, second = bench.a
+    for write in bench.transports["a/0"].in_flight:
+        write.end(WriteState.FAILED)
+    first.poll()
+    bench.exchange()
+    assert not bench.decoder.told, "the other leg may still be written"
+    assert bench.decoder.events[0].error == "a WRITE failed; the decode worker may have ended"
+    assert bench.failures(bench.decoder) == {"write": 1}
+    posted = bench.transports["a/1"].posted
+    second.chunk(KEY, TOKENS)
+    assert bench.transports["a/1"].posted == posted, "the cancelled leg is written on"
+    bench.finish()
+    assert bench.decoder.told.failed == [KEY]
+    assert len(bench.decoder.events) == 1
+    bench.end_prefill()
+    bench.step()
+    bench.assert_at_rest()
+
+
+def test_an_abandoned_claim_is_released_when_its_last_leg_is_fenced() -> None:
+    bench = pushing(one=Shape(tensor=2), heads=2)
+    bench.abandon()
+    bench.abandon()
+    bench.exchange()
+    assert bench.decoder.destination.quarantined_blocks == PROMPT_BLOCKS * GROUPS, "its blocks are counted once"
+    while bench.transports["a/0"].in_flight:
+        bench.end_writes(most=1)
+    bench.exchange()
+    assert not bench.decoder.told
+    bench.finish()
+    assert bench.decoder.told.released == [KEY]
+    assert len(bench.decoder.events) == 1
+    bench.end_prefill()
+    bench.assert_at_rest()
+
+
+def test_a_claim_of_which_one_rank_has_ended_fails_when_the_others_are_fenced() -> None:
+    bench = pushing(one=Shape(tensor=2), heads=2)
+    bench.a[1].alive = False
+    bench.decoder.bury(bench.a[1])
+    bench.exchange()
+    assert not bench.decoder.told
+    bench.finish()
+    assert bench.decoder.told.failed == [KEY]
+    assert bench.decoder.events[0].error == "the source's rank a/1 has ended"
+    bench.end_prefill()
+    bench.assert_at_rest()
+
+
+def test_a_leg_that_never_reached_its_rank_fails_the_claim_and_takes_the_other_back() -> None:
+    bench = Bench(one=Shape(tensor=2), heads=2)
+    bench.decoder.meet(bench.a[0])
+    bench.a[0].meet(bench.decoder)
+    bench.offer()
+    bench.claim()
+    bench.exchange()
+    bench.decoder.destination.peer_refused("a/1", "kv.dtype is another", bench.now)
+    assert bench.decoder.events[0].error == "kv.dtype is another"
+    assert not bench.decoder.outlet.take(), "the first rank may still write"
+    bench.finish()
+    assert bench.decoder.told.failed == [KEY]
+    bench.end_prefill()
+    bench.pass_time(31.0)
+    bench.assert_at_rest()
+
+
+def test_a_prefill_is_sent_when_all_its_legs_are_over_and_none_waits_for_another() -> None:
+    bench = pushing(other=Shape(tensor=2), heads=2)
+    bench.b[0].abandon(KEY)
+    bench.end_prefill()
+    bench.exchange()
+    for write in [write for write in bench.in_flight if write.destination is bench.b[0]]:
+        write.end(WriteState.DONE)
+    bench.prefiller.poll()
+    bench.exchange()
+    assert bench.b[0].told.released == [KEY]
+    assert not bench.prefiller.told
+    assert bench.prefiller.source.pinned_blocks == PROMPT_BLOCKS * GROUPS
+    bench.finish()
+    assert bench.b[1].told.received == [KEY]
+    assert bench.prefiller.told.sent == [KEY]
+    event = bench.prefiller.events[0]
+    assert (len(bench.prefiller.events), event.error) == (1, "the decode worker cancelled its claim")
+    bench.assert_at_rest()
+
+
+def test_each_stage_is_written_by_its_own_rank_alone() -> None:
+    bench = pushing(one=Shape(pipeline=2), other=Shape(tensor=1, pipeline=2))
+    bench.end_prefill()
+    bench.finish()
+    assert [rank.told.received for rank in bench.b] == [[KEY], [KEY]]
+    assert [len(transport.in_flight) for transport in bench.transports.values()] == [0] * 4
+    legs = [rank.source._ledger.get(KEY.leg(other.uuid)) for rank in bench.a for other in bench.b]
+    assert [leg is not None for leg in legs] == [True, False, False, True]
+    bench.assert_at_rest()
+
+
+def test_a_prefill_of_which_nobody_needs_anything_is_sent_when_it_ends() -> None:
+    """The second of two replicas, where there is one decode rank."""
+    bench = pushing(one=Shape(tensor=2), heads=1)
+    bench.finish()
+    assert bench.a[1].source.owed == 1
+    bench.end_prefill()
+    bench.step()
+    assert bench.a[1].told.sent == [KEY]
+    assert bench.transports["a/1"].posted == 0
+    event = bench.a[1].events[0]
+    assert (event.stats.bytes, event.error) == (0, "")
+    bench.finish()
+    assert bench.decoder.told.received == [KEY]
+    bench.assert_at_rest()
+
+
+def test_a_claim_on_ranks_that_hold_nothing_of_what_is_needed_fails_at_once() -> None:
+    bench = connected(one=Shape(pipeline=2), other=Shape(pipeline=2))
+    bench.decoder.claim(KEY, bench.prompt, bench.a[1:])
+    bench.step()
+    assert bench.decoder.told.failed == [KEY]
+    assert bench.decoder.events[0].error == "no rank of the source holds anything of what this rank needs"
+    bench.assert_at_rest()
+
+
+def test_an_offer_made_twice_and_a_claim_made_twice_are_counted_and_change_nothing() -> None:
+    bench = pushing()
+    bench.prefiller.source.offer(Offer(KEY, (bench.decoder.peer,), bench.prompt.tokens, 8), bench.now)
+    register = bench.registration()
+    tables = tuple(Table(table.first_block, table.blocks) for table in register.tables)
+    again = bench.decoder.destination._claims[KEY].claim
+    assert again.tables == tables
+    bench.decoder.destination.claim(again, bench.now)
+    assert bench.dropped() == {"own offer made twice": 1, "own claim made twice": 1}
+    bench.end_prefill()
+    bench.finish()
+    assert bench.decoder.told.received == [KEY]
+    bench.assert_at_rest()

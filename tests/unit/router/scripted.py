@@ -18,7 +18,6 @@ from splitserve.core.worker import (
     Job,
     KvFormat,
     KvMode,
-    KvPeer,
     Load,
     Outcome,
     Pool,
@@ -27,11 +26,13 @@ from splitserve.core.worker import (
     WorkerInfo,
 )
 from splitserve.router.journey import Journey, Surroundings
-from splitserve.router.membership import Attachment, Membership, Order, SendCancel, SendJob
+from splitserve.router.membership import Attachment, Membership, Order, SendCancel, SendHandOver, SendJob
+from splitserve.router.move import Move
 from splitserve.router.text import Text
 from splitserve.router.waiting import WaitingRequests
 from splitserve.routing.fleet import Fleet
 from splitserve.telemetry.metrics import RouterMetrics
+from tests.unit.peers import peer
 
 WITHIN_S = 5.0  # a test that waits longer for anything has failed
 DEMO_MODEL = Path(__file__).parents[3] / "splitserve" / "demo" / "model"
@@ -46,7 +47,7 @@ def worker_info(name: str, pool: Pool, mode: KvMode = KvMode.PUSH, **changes: ob
         pool=pool,
         model="model",
         kv=KvFormat("print", "float32", 16, 4, 2, 64, 1024, mode, "shm"),
-        kv_peer=KvPeer(f"uuid-{name}", f"tcp://{name}:1"),
+        kv_peers=(peer(f"uuid-{name}"),),
         total_blocks=64,
         max_sequences=8,
         max_model_len=256,
@@ -82,6 +83,7 @@ class ScriptedWorker:
         self.grants = load_of(info)
         self.cancelled: list[str] = []
         self._jobs: list[Job] = []
+        self._hand_overs: list[SendHandOver] = []
         self._arrived = asyncio.Condition()
         self._seen = 0
         self._membership = membership
@@ -105,10 +107,20 @@ class ScriptedWorker:
     def fail(self, job: Job, failure: Failure, field: str = "") -> None:
         self.say(job, outcome=Outcome(failure=failure, message=f"scripted {failure.value}", field=field))
 
+    def hand_over(self, job: Job, *token_ids: int, index: int = 0) -> None:
+        """Stops a decode, as it was told to."""
+        self.say(job, *token_ids, index=index, outcome=Outcome(failure=Failure.MIGRATED, message="handed over"))
+
     def sent_kv(self, job: PrefillJob, kv_bytes: int = 4096, uncovered_s: float = -0.01) -> None:
         transfer = TransferStats(kv_bytes, kv_bytes // 2, uncovered_s)
         outcome = Outcome(FinishReason.LENGTH, handover=b"from here", transfer=transfer)
         self.say(job, outcome=outcome)
+
+    def obey(self) -> None:
+        """Ends the jobs that the router has cancelled."""
+        for job_id in self.cancelled:
+            outcome = Outcome(failure=Failure.CANCELLED, message="cancelled")
+            self._membership.heard(self.info.uuid, self.grants, [Delta(job_id, outcome=outcome)])
 
     def die(self) -> None:
         self._listening.cancel()
@@ -120,13 +132,17 @@ class ScriptedWorker:
     async def prefill_job(self) -> PrefillJob:
         return await self._next(PrefillJob)
 
+    async def told_to_hand_over(self) -> SendHandOver:
+        await self._until(lambda: bool(self._hand_overs))
+        return self._hand_overs.pop(0)
+
     async def cancelled_job(self, job: Job) -> None:
         """Waits until the router has cancelled this job."""
         await self._until(lambda: job.job_id in self.cancelled)
 
     @property
     def idle(self) -> bool:
-        return not self._jobs
+        return not self._jobs and not self._hand_overs
 
     async def _next(self, kind: type[JobT]) -> JobT:
         await self._until(lambda: any(isinstance(job, kind) for job in self._jobs))
@@ -145,6 +161,8 @@ class ScriptedWorker:
                 if isinstance(order, SendJob):
                     self._seen = order.number
                     self._jobs.append(order.job)
+                if isinstance(order, SendHandOver):
+                    self._hand_overs.append(order)
                 if isinstance(order, SendCancel):
                     self.cancelled.append(order.job_id)
                 self._arrived.notify_all()
@@ -164,6 +182,7 @@ class Stage:
         self.text = Text(self.model.path)
         self.workers: list[ScriptedWorker] = []
         self.chunks: list[Chunk] = []
+        self.journey: Journey | None = None  # of the latest request
         self.writable = asyncio.Event()
         self.writable.set()
         self._written = asyncio.Condition()
@@ -190,14 +209,22 @@ class Stage:
         """Sends a request; the task is its call."""
         request = GenerateRequest(
             prompt=tuple(prompt),
-            sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0, **sampling),  # type: ignore[arg-type]
+            sampling=SamplingParams(max_tokens=max_tokens, **{"temperature": 0.0, **sampling}),  # type: ignore[arg-type]
             request_id=request_id,
             deadline_s=deadline_s,
             inter_token_deadline_s=inter_token_deadline_s,
             priority=priority,
         )
         around = Surroundings(self.config, self.model, self.text, self.membership, self.waiting, self.metrics)
-        return asyncio.create_task(Journey(request, self._send, around).travel())
+        self.journey = Journey(request, self._send, around)
+        return asyncio.create_task(self.journey.travel())
+
+    def move(self, to: ScriptedWorker | None = None) -> Move:
+        """Orders the latest request elsewhere."""
+        assert self.journey is not None
+        move = Move(to.info.uuid if to is not None else None)
+        self.journey.move(move)
+        return move
 
     async def seen(self, count: int) -> None:
         """Waits until the client has so many tokens."""

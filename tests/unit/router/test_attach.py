@@ -12,6 +12,7 @@ from splitserve.core.errors import JoinRefused, Unavailable
 from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.worker import KvMode, Outcome, Pool
 from splitserve.router.serve import Router
+from splitserve.rpc import convert
 from splitserve.rpc.status import from_rpc_error
 from tests.unit.router.scripted import WITHIN_S, worker_info
 from tests.unit.router.wired import WiredWorker, router
@@ -56,7 +57,7 @@ async def test_a_worker_is_welcomed_first_and_then_told_its_peers(serving: Route
         ({"kv": {"mode": KvMode.PULL}}, "kv.mode"),
         ({"kv": {"transport": "nixl"}}, "kv.transport"),
         ({"kv": {"layers": 5}}, "kv.layers"),
-        ({"protocol_version": 2}, "protocol_version"),
+        ({"protocol_version": convert.PROTOCOL_VERSION + 1}, "protocol_version"),
     ],
 )
 async def test_a_worker_that_does_not_fit_is_refused_by_field(
@@ -64,7 +65,7 @@ async def test_a_worker_that_does_not_fit_is_refused_by_field(
 ) -> None:
     if "kv" in changes:
         changes = {"kv": replace(worker_info("d0", Pool.DECODE).kv, **changes["kv"])}
-    version = changes.pop("protocol_version", 1)
+    version = changes.pop("protocol_version", convert.PROTOCOL_VERSION)
     async with WiredWorker(serving.address, "p0", Pool.PREFILL) as member, AsyncClient(serving.address) as client:
         await member.told("welcome")
         misfit = WiredWorker(serving.address, "d0", Pool.DECODE, protocol_version=version)

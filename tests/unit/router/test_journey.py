@@ -40,7 +40,7 @@ async def test_the_decode_job_goes_out_with_the_prefill_job_and_both_know_each_o
     assert wanted.prompt == reading.prompt == (5, 6, 7)
     assert wanted.ticket == reading.ticket
     assert wanted.ticket is not None
-    assert (wanted.ticket.source, wanted.ticket.destination) == (prefill.info.kv_peer, decode.info.kv_peer)
+    assert (wanted.ticket.source, wanted.ticket.destination) == (prefill.info.kv_peers, decode.info.kv_peers)
     prefill.sent_kv(reading)
     decode.finish(wanted, 10, 11, 12, 13)
     last = await ending(call)
@@ -290,7 +290,7 @@ async def test_kv_that_did_not_arrive_is_blamed_on_its_source(stage: Stage) -> N
     await prefill.cancelled_job(reading)
     again = await decode.decode_job()
     assert again.ticket is not None
-    assert again.ticket.source == other.info.kv_peer
+    assert again.ticket.source == other.info.kv_peers
     decode.finish(again, 10)
     await ending(call)
 

@@ -9,9 +9,19 @@ from splitserve.core.errors import UnknownWorker
 from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.worker import DecodeJob, Delta, Failure, Outcome, Pool, PrefillJob, Ticket
 from splitserve.router.mailbox import Lost, Mailbox
-from splitserve.router.membership import Attachment, Membership, Order, SendCancel, SendDrain, SendJob, SendPeers
+from splitserve.router.membership import (
+    Attachment,
+    Membership,
+    Order,
+    SendCancel,
+    SendDrain,
+    SendHandOver,
+    SendJob,
+    SendPeers,
+)
 from splitserve.routing.fleet import Fleet
 from splitserve.routing.promise import Promise
+from tests.unit.peers import TICKET
 from tests.unit.router.scripted import load_of, worker_info
 
 D0, D1 = worker_info("d0", Pool.DECODE), worker_info("d1", Pool.DECODE)
@@ -160,6 +170,29 @@ def test_draining_tells_the_worker_and_takes_it_out_of_service(office: Office) -
     assert not office.membership.can_serve
 
 
+async def test_a_hand_over_goes_to_the_worker_that_runs_the_job(office: Office) -> None:
+    attachment, other = office.membership.join(D0), office.membership.join(D1)
+    office.send(Mailbox())
+    orders(attachment), orders(other)
+    office.membership.hand_over(JOB.job_id, TICKET, at_end=True)
+    assert orders(attachment) == [SendHandOver(JOB.job_id, TICKET, at_end=True)]
+    office.membership.heard(D0.uuid, None, [Delta(JOB.job_id, outcome=Outcome(failure=Failure.MIGRATED))])
+    office.membership.hand_over(JOB.job_id, TICKET, at_end=True)
+    assert orders(attachment) == orders(other) == [], "it has ended"
+    assert (attachment.finished_jobs, attachment.migrated_jobs) == (0, 1)
+
+
+def test_a_worker_drains_by_an_operators_word_or_by_its_own(office: Office) -> None:
+    for info in (D0, D1):
+        office.membership.join(info)
+        office.membership.heard(info.uuid, load_of(info), [])
+    assert not office.membership.draining
+    office.membership.drain("d0")
+    assert set(office.membership.draining) == {D0.uuid}
+    office.membership.heard(D1.uuid, load_of(D1, draining=True), [])
+    assert set(office.membership.draining) == {D0.uuid, D1.uuid}
+
+
 def test_an_unknown_worker_is_an_error_that_lists_the_known(office: Office) -> None:
     office.membership.join(D0)
     with pytest.raises(UnknownWorker, match="there are: d0"):
@@ -178,7 +211,7 @@ async def test_prefill_and_decode_jobs_of_one_attempt_share_a_mailbox(office: Of
     office.membership.join(D0)
     mailbox = Mailbox()
     office.send(mailbox)
-    ticket = Ticket("t", 1, D0.kv_peer, D1.kv_peer)
+    ticket = Ticket("t", 1, D0.kv_peers, D1.kv_peers)
     prefill = PrefillJob("r/1/prefill", "r", (5, 6), ticket, 5.0)
     office.fleet.promise(D0.uuid, prefill.job_id, Promise(Pool.PREFILL, 2))
     office.membership.send(D0.uuid, prefill, mailbox)

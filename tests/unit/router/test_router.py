@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from splitserve.client import AsyncClient, Retries
+from splitserve.client import AsyncClient, Drained, Retries
 from splitserve.core.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -266,7 +266,7 @@ async def test_draining_a_worker_waits_until_it_has_left(serving: Router, client
         leaving.say(job, 10, outcome=STOPPED)
         await answer
         assert not drained.done()
-    assert await drained == 1
+    assert await drained == Drained(finished_requests=1, migrated_requests=0)
 
 
 async def test_a_drain_that_takes_too_long_says_that_it_goes_on(client: AsyncClient, worker: WiredWorker) -> None:

@@ -63,6 +63,17 @@ def test_a_failed_route_counts_as_an_attempt_and_its_time_as_queueing() -> None:
     assert (timings.queue_s, timings.attempts, timings.decode_worker) == (5.0, 2, "d1")
 
 
+def test_a_move_is_no_attempt_and_no_queueing() -> None:
+    watch = Stopwatch(arrived_at=0.0)
+    watch.bound(route(bound_at=1.0))
+    watch.tokens(2.0)
+    watch.bound(route(bound_at=3.0, decode="d1", alone=True), moved=True)
+    watch.tokens(4.0)
+    timings = watch.timings(output_tokens=2)
+    assert (timings.queue_s, timings.ttft_s, timings.tpot_s) == (1.0, 2.0, 2.0)
+    assert (timings.attempts, timings.prefill_worker, timings.decode_worker) == (1, "p0", "d1")
+
+
 def test_a_resumed_request_keeps_the_phases_of_its_first_token() -> None:
     watch, first, second = Stopwatch(arrived_at=0.0), route(bound_at=1.0), route(bound_at=9.0, decode="d1")
     watch.bound(first)

@@ -127,6 +127,29 @@ async def test_a_promise_whose_job_was_never_sent_goes_to_the_next(room: Room, h
     assert room.bound == ["a", "b"]
 
 
+@pytest.mark.parametrize("how", ["is left", "is sent"])
+async def test_a_moves_target_is_promised_until_it_is_left_or_its_job_is_sent(room: Room, how: str) -> None:
+    room.grant(SPARE, free_sequences=1)
+    with room.waiting.target(DECODE, 40, "r/move-1", None) as binding:
+        assert binding is not None
+        assert (binding.decode, binding.prefill, binding.computes_prompt) == (SPARE, None, True)
+        assert room.fleet.holds(SPARE.uuid, binding.decode_job_id)
+        with room.waiting.target(DECODE, 40, "r/move-2", None) as second:
+            assert second is None, "its only sequence is promised"
+        if how == "is sent":
+            room.fleet.sent(SPARE.uuid, binding.decode_job_id)
+    assert room.fleet.holds(SPARE.uuid, binding.decode_job_id) is (how == "is sent")
+
+
+async def test_a_moves_target_may_leave_while_it_is_promised(room: Room) -> None:
+    room.grant(SPARE)
+    with room.waiting.target(DECODE, 40, "r/move-1", SPARE.uuid) as binding:
+        assert binding is not None
+        room.fleet.leave(SPARE.uuid)
+    with room.waiting.target(DECODE, 40, "r/move-2", SPARE.uuid) as binding:
+        assert binding is None
+
+
 async def test_a_waiting_request_that_is_cancelled_is_forgotten(room: Room) -> None:
     await room.ask("a")
     room.tasks[0].cancel()

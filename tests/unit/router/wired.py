@@ -28,7 +28,9 @@ def router(registry: CollectorRegistry | None = None, **config: object) -> Route
 class WiredWorker:
     """`async with WiredWorker(address, "d0", Pool.DECODE) as worker:` attaches; leaving ends the stream."""
 
-    def __init__(self, address: str, name: str, pool: Pool, protocol_version: int = 1, **changes: object) -> None:
+    def __init__(
+        self, address: str, name: str, pool: Pool, protocol_version: int = convert.PROTOCOL_VERSION, **changes: object
+    ) -> None:
         self.info: WorkerInfo = worker_info(name, pool, **changes)  # type: ignore[arg-type]
         self.grants: Load = load_of(self.info)
         self.orders: list[worker_pb2.RouterMessage] = []
@@ -54,6 +56,7 @@ class WiredWorker:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """A second time does nothing."""
         assert self._listening is not None
         self._upward.put_nowait(None)
         async with asyncio.timeout(WITHIN_S):
@@ -85,6 +88,10 @@ class WiredWorker:
     @property
     def cancelled(self) -> list[str]:
         return [order.cancel.job_id for order in self.orders if order.HasField("cancel")]
+
+    @property
+    def hand_overs(self) -> list[worker_pb2.HandOver]:
+        return [order.hand_over for order in self.orders if order.HasField("hand_over")]
 
     async def told(self, what: str) -> worker_pb2.RouterMessage:
         """Waits for an order of this kind, and returns the last one."""

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitserve.core.request import SamplingParams
-from splitserve.core.worker import DecodeJob, Failure, Job, KvPeer, Pool, PrefillJob, Ticket
+from splitserve.core.worker import DecodeJob, Failure, Job, Pool, PrefillJob
 from splitserve.routing.admission import (
     Capacity,
     Limits,
@@ -15,9 +15,9 @@ from splitserve.routing.admission import (
     fits_decode,
     fits_prefill,
 )
+from tests.unit.peers import TICKET
 
 BLOCK = 16
-TICKET = Ticket("t", 1, KvPeer("p", "tcp://127.0.0.1:1"), KvPeer("d", "tcp://127.0.0.1:2"))
 
 
 def capacity(total: int = 100, sequences: int = 8, length: int = 20 * BLOCK, batched: int = 4 * BLOCK) -> Capacity:

@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitserve.core.fleet import Health
-from splitserve.core.worker import KvFormat, KvMode, KvPeer, Load, Pool, WorkerInfo
+from splitserve.core.worker import KvFormat, KvMode, Load, Pool, WorkerInfo
 from splitserve.routing.admission import after_decode, after_prefill
 from splitserve.routing.fleet import Candidate, Fleet
 from splitserve.routing.promise import Promise
+from tests.unit.peers import peer
 
 INFO = WorkerInfo(
     uuid="u",
@@ -16,7 +17,7 @@ INFO = WorkerInfo(
     pool=Pool.DECODE,
     model="m",
     kv=KvFormat("print", "float32", 16, 4, 2, 64, 1024, KvMode.PUSH, "shm"),
-    kv_peer=KvPeer("u", "tcp://d0:1"),
+    kv_peers=(peer("u"),),
     total_blocks=64,
     max_sequences=8,
     max_model_len=256,

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitserve.core.fleet import Health
-from splitserve.core.worker import KvFormat, KvMode, KvPeer, Load, Pool, WorkerInfo
+from splitserve.core.worker import KvFormat, KvMode, Load, Pool, WorkerInfo
 from splitserve.routing.admission import fits_decode, fits_prefill
 from splitserve.routing.fleet import Candidate
-from splitserve.routing.policy import Need, NoRoute, Route, Wait, choose
+from splitserve.routing.policy import Need, NoRoute, Route, Wait, choose, choose_target
+from tests.unit.peers import peer
 
 KV = KvFormat("print", "float32", 16, 4, 2, 64, 1024, KvMode.PUSH, "shm")
 
@@ -26,7 +27,7 @@ def worker(
     **load: object,
 ) -> Candidate:
     """An idle worker of 64 blocks of 16 tokens, 16 of them its reserve, unless said otherwise."""
-    info = WorkerInfo(name, name, pool, "m", kv, KvPeer(name, f"tcp://{name}:1"), total_blocks, 8, max_model_len, "sim")
+    info = WorkerInfo(name, name, pool, "m", kv, (peer(name),), total_blocks, 8, max_model_len, "sim")
     grants = Load(0, total_blocks, 8, 0, 512, total_blocks // 2, 0, 0, 0, pool, False, 0)
     return Candidate(info, pool, health, replace(grants, **load), accepting)  # type: ignore[arg-type]
 
@@ -139,6 +140,49 @@ def test_with_nobody_to_wait_for_the_reason_is_said(fleet: list[Candidate]) -> N
     assert choice.reason
 
 
+# Where a decode may move ----------------------------------------------------------------------------------------------
+def target(fleet: list[Candidate], wanted: str | None = None, tokens: int = 100) -> str | None:
+    return choose_target(fleet, tokens, source="d0", wanted=wanted)
+
+
+def test_a_decode_moves_to_the_least_loaded_other_decode_worker() -> None:
+    fleet = [decode("d0"), decode("d1", free_sequences=3), decode("d2", free_sequences=5), prefill()]
+    assert target(fleet) == "d2"
+    assert target([decode("d0"), prefill()]) is None
+
+
+def test_a_named_target_is_the_only_one_whatever_its_pool() -> None:
+    fleet = [decode("d0"), decode("d1"), decode("d2", free_sequences=0), prefill()]
+    assert target(fleet, "p0") == "p0"
+    assert target(fleet, "d2") is None
+    assert target(fleet, "d0") is None
+    assert target(fleet, "nobody") is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        decode("d1", health=Health.SILENT),
+        decode("d1", health=Health.DRAINING),
+        decode("d1", accepting=False),
+        decode("d1", parked_limit_blocks=6),
+        decode("d1", free_blocks=6),
+        decode("d1", kv=replace(KV, dtype="bfloat16")),
+    ],
+)
+def test_no_decode_moves_where_it_would_not_be_taken(other: Candidate) -> None:
+    assert target([decode("d0"), decode("d1")]) == "d1"
+    assert target([decode("d0"), other]) is None
+
+
+def test_a_draining_worker_may_be_left() -> None:
+    assert target([decode("d0", health=Health.DRAINING), decode("d1")]) == "d1"
+
+
+def test_a_decode_whose_worker_is_gone_has_no_kv_to_move() -> None:
+    assert target([decode("d1")]) is None
+
+
 loads = st.fixed_dictionaries(
     {
         "free_blocks": st.integers(0, 64),
@@ -167,3 +211,13 @@ def test_whoever_is_chosen_takes_the_job_by_the_workers_own_rule(fleet: list[Can
             assert choice.prefill != choice.decode
             assert fits_prefill(by_uuid[choice.prefill].load, tokens, 16)
             assert by_uuid[choice.prefill].health is Health.READY
+
+
+@given(fleet=workers, tokens=st.integers(1, 255))
+def test_whoever_is_to_take_a_decode_over_parks_it_by_the_workers_own_rule(fleet: list[Candidate], tokens: int) -> None:
+    source = decode("source")
+    chosen = choose_target([source, *fleet], tokens, "source", None)
+    taking = [c for c in fleet if c.pool is Pool.DECODE and c.health is Health.READY and c.accepting]
+    able = {c.info.uuid for c in taking if fits_decode(c.load, tokens, 16, waits_for_kv=True)}
+    assert (chosen is None) == (not able)
+    assert chosen is None or chosen in able

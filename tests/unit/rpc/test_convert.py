@@ -23,6 +23,7 @@ from splitserve.core.worker import (
     Failure,
     KvFormat,
     KvMode,
+    KvPart,
     KvPeer,
     Load,
     Outcome,
@@ -34,6 +35,7 @@ from splitserve.core.worker import (
 )
 from splitserve.rpc import convert
 from splitserve.rpc.gen import admin_pb2, inference_pb2, worker_pb2
+from tests.unit.peers import peer
 
 SAMPLING = SamplingParams(
     max_tokens=7,
@@ -51,11 +53,13 @@ SAMPLING = SamplingParams(
     ignore_eos=True,
     logprobs=0,
 )
-PEER = KvPeer("u", "tcp://127.0.0.1:5")
+RANKS = tuple(KvPeer(f"u/{n}", "tcp://127.0.0.1:5", KvPart(2, 2, n, 1, n, 1, 2)) for n in (1, 2))
 KV = KvFormat("print", "bfloat16", 128, 4, 2, 64, 65536, KvMode.PULL, "nixl")
-INFO = WorkerInfo("u", "p0", Pool.PREFILL, "demo", KV, PEER, 100, 8, 4096, "vllm", 77, "127.0.0.1:9401")
+INFO = WorkerInfo(
+    "u", "p0", Pool.PREFILL, "demo", KV, RANKS, 100, 8, 4096, "vllm", 77, "127.0.0.1:9401", ("presence_penalty", "seed")
+)
 LOAD = Load(3, 90, 7, 12, 4096, 50, 2, 1, 4, Pool.DECODE, True, 999)
-TICKET = Ticket("t", 2, PEER, KvPeer("v", "tcp://127.0.0.1:6"), b"\x00\xff")
+TICKET = Ticket("t", 2, RANKS, (peer("v"),), b"\x00\xff")
 LOGPROBS = ((Logprob(5, -0.5, 1), Logprob(6, -1.5, 2)), (Logprob(7, -0.25, 1),))
 TIMINGS = Timings(0.1, 0.2, 0.3, 0.4, 0.5, "p0", "d0", 1024, 512, 2)
 
@@ -71,6 +75,7 @@ def unlike_the_default(value: object) -> bool:
     [
         (SAMPLING, convert.sampling_to_proto, convert.sampling_from_proto),
         (INFO, convert.worker_info_to_proto, convert.worker_info_from_proto),
+        (RANKS[1], convert.kv_peer_to_proto, convert.kv_peer_from_proto),
         (LOAD, convert.load_to_proto, convert.load_from_proto),
         (TICKET, convert.ticket_to_proto, convert.ticket_from_proto),
         (
@@ -141,6 +146,8 @@ def test_an_unset_field_takes_its_default_and_a_set_zero_stays() -> None:
     [
         (worker_pb2.WorkerInfo, WorkerInfo),
         (worker_pb2.KvFormat, KvFormat),
+        (worker_pb2.KvPeer, KvPeer),
+        (worker_pb2.KvPart, KvPart),
         (worker_pb2.Load, Load),
         (worker_pb2.TransferStats, TransferStats),
         (worker_pb2.Ticket, Ticket),

@@ -12,20 +12,33 @@ from splitserve.core.config import KvTransferSettings, SimSettings, WorkerConfig
 from splitserve.core.errors import EngineError, SplitserveError
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import SamplingParams
-from splitserve.core.worker import DecodeJob, Delta, Job, KvFormat, KvMode, KvPeer, Load, Outcome, Pool, WorkerInfo
+from splitserve.core.worker import (
+    DecodeJob,
+    Delta,
+    Job,
+    KvFormat,
+    KvMode,
+    KvPeer,
+    Load,
+    Outcome,
+    Pool,
+    Ticket,
+    WorkerInfo,
+)
 from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnDeltas
 from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
 from splitserve.rpc.status import abort
 from splitserve.telemetry.metrics import WorkerMetrics
 from splitserve.worker.serve import Worker
+from tests.unit.peers import peer
 
 TIMEOUT_S = 20.0
 HEARTBEAT_S = 0.05
 BLOCK = 16
 FORMAT = KvFormat("f" * 16, "float32", BLOCK, 2, 2, 64, 4096, KvMode.PUSH, "shm")
-PEER = KvPeer("worker-uuid", "tcp://127.0.0.1:1")
-INFO = EngineInfo("sim", FORMAT, PEER, 100, 8, 20 * BLOCK, 4 * BLOCK)
+PEER = peer("worker-uuid")
+INFO = EngineInfo(PEER.uuid, "sim", FORMAT, (PEER,), 100, 8, 20 * BLOCK, 4 * BLOCK)
 
 
 class ScriptedEngine:
@@ -36,6 +49,7 @@ class ScriptedEngine:
         self.cancelled: asyncio.Queue[str] = asyncio.Queue()
         self.started = threading.Event()
         self.peers: list[KvPeer] = []
+        self.handed: asyncio.Queue[tuple[str, Ticket, bool]] = asyncio.Queue()
         self.held = EngineLoad(100, 0, 0)
         self.broken: EngineError | None = None
         self.closed = threading.Event()
@@ -50,6 +64,9 @@ class ScriptedEngine:
 
     def cancel(self, job_id: str) -> None:
         self.cancelled.put_nowait(job_id)
+
+    def hand_over(self, job_id: str, ticket: Ticket, *, at_end: bool) -> None:
+        self.handed.put_nowait((job_id, ticket, at_end))
 
     def connect(self, peers: Sequence[KvPeer]) -> None:
         self.peers = list(peers)
@@ -68,6 +85,10 @@ class ScriptedEngine:
     async def next_job(self) -> Job:
         async with asyncio.timeout(TIMEOUT_S):
             return await self.submitted.get()
+
+    async def next_hand_over(self) -> tuple[str, Ticket, bool]:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await self.handed.get()
 
     async def next_cancel(self) -> str:
         async with asyncio.timeout(TIMEOUT_S):
@@ -88,6 +109,10 @@ class Stream:
     def send_job(self, job: Job) -> None:
         self._jobs += 1
         self.send(job=convert.job_to_proto(job, self._jobs))
+
+    def send_hand_over(self, job_id: str, ticket: Ticket, at_end: bool) -> None:
+        order = worker_pb2.HandOver(job_id=job_id, ticket=convert.ticket_to_proto(ticket), at_end=at_end)
+        self.send(hand_over=order)
 
     def send(self, **message: object) -> None:
         self.orders.put_nowait(worker_pb2.RouterMessage(**message))  # type: ignore[arg-type]

@@ -1,12 +1,12 @@
 import pytest
 
 from splitserve.core.request import FinishReason, SamplingParams
-from splitserve.core.worker import DecodeJob, Delta, Failure, Job, KvPeer, Outcome, Pool, PrefillJob, Ticket
+from splitserve.core.worker import DecodeJob, Delta, Failure, Job, Outcome, Pool, PrefillJob
 from splitserve.routing.admission import Capacity
 from splitserve.worker.jobs import JobTable
+from tests.unit.peers import TICKET
 
 DONE = Outcome(finish_reason=FinishReason.LENGTH)
-TICKET = Ticket("t", 1, KvPeer("p", "tcp://127.0.0.1:1"), KvPeer("d", "tcp://127.0.0.1:2"))
 
 
 def decode(job_id: str, deadline_s: float = 10.0) -> DecodeJob:

@@ -13,11 +13,13 @@ from splitserve.core.config import KvTransferSettings, SimSettings
 from splitserve.core.errors import ConfigError, EngineError, JoinRefused, Unavailable
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import FinishReason, SamplingParams
-from splitserve.core.worker import DecodeJob, Delta, Failure, KvPeer, Outcome, Pool
+from splitserve.core.worker import DecodeJob, Delta, Failure, Outcome, Pool
 from splitserve.engine.protocol import EngineLoad
 from splitserve.engine.sim import SimEngine
+from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2
 from splitserve.worker.serve import DRAINED, QUARANTINED
+from tests.unit.peers import TICKET, peer
 from tests.unit.worker.fakes import (
     PEER,
     TIMEOUT_S,
@@ -57,9 +59,9 @@ async def stream(worker: Running, router: FakeRouter) -> Stream:
 
 
 # Joining ------------------------------------------------------------------------------------------------------------
-async def test_a_worker_joins_with_the_identity_of_its_engines_kv_peer(worker: Running, stream: Stream) -> None:
+async def test_a_worker_joins_with_the_identity_of_its_engine(worker: Running, stream: Stream) -> None:
     assert (stream.info.uuid, stream.info.name, stream.info.pool) == (PEER.uuid, "w", Pool.DECODE)
-    assert (stream.info.model, stream.info.kv_peer, stream.info.total_blocks) == (MODEL.name, PEER, 100)
+    assert (stream.info.model, stream.info.kv_peers, stream.info.total_blocks) == (MODEL.name, (PEER,), 100)
     await stream.until(lambda: bool(stream.loads))
     assert [info.uuid for info in worker.ready] == [PEER.uuid]
 
@@ -157,10 +159,10 @@ async def test_a_job_past_its_deadline_is_cancelled(engine: ScriptedEngine, stre
 
 # Orders -------------------------------------------------------------------------------------------------------------
 async def test_peers_are_connected_before_any_job_needs_them(engine: ScriptedEngine, stream: Stream) -> None:
-    stream.send(peers=worker_pb2.Peers(peers=[worker_pb2.KvPeer(uuid="p", endpoint="tcp://127.0.0.1:9")]))
+    stream.send(peers=worker_pb2.Peers(peers=[convert.kv_peer_to_proto(peer("p"))]))
     stream.send_job(a_decode("a"))
     await engine.next_job()
-    assert engine.peers == [KvPeer("p", "tcp://127.0.0.1:9")]
+    assert engine.peers == [peer("p")]
 
 
 async def test_a_worker_changes_pool_while_it_runs(engine: ScriptedEngine, stream: Stream) -> None:
@@ -170,6 +172,20 @@ async def test_a_worker_changes_pool_while_it_runs(engine: ScriptedEngine, strea
     await stream.next_load(lambda load: load.pool is Pool.PREFILL)
     engine.step(Delta("a", 0, (5,), "x", outcome=DONE))
     assert (await stream.outcome_of("a")).failure is None
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+async def test_a_hand_over_reaches_the_engine_for_a_running_job_of_this_router_alone(
+    engine: ScriptedEngine, stream: Stream, at_end: bool
+) -> None:
+    for job_id in ("a", "stopped"):
+        stream.send_job(a_decode(job_id))
+        await engine.next_job()
+    stream.send(cancel=worker_pb2.Cancel(job_id="stopped"))
+    for job_id in ("not mine", "stopped", "a"):
+        stream.send_hand_over(job_id, TICKET, at_end)
+    assert await engine.next_hand_over() == ("a", TICKET, at_end)
+    assert engine.handed.empty()
 
 
 # Leaving ------------------------------------------------------------------------------------------------------------
@@ -202,6 +218,29 @@ async def test_a_draining_worker_stays_until_its_kv_is_sent(
     worker.worker.drain()
     await stream.next_load(lambda load: load.draining and load.pinned_blocks == 4)
     assert not worker.task.done()
+    engine.held = EngineLoad(100, 0, 0)
+    assert await worker.exit_code() == DRAINED
+
+
+async def test_a_draining_worker_stays_until_the_kv_that_it_handed_over_is_taken(
+    worker: Running, engine: ScriptedEngine, stream: Stream
+) -> None:
+    """Its job has ended, and nobody else has the KV yet."""
+    stream.send_job(a_decode("a"))
+    await engine.next_job()
+    stream.send(drain=worker_pb2.Drain())
+    stream.send_hand_over("a", TICKET, at_end=True)
+    await engine.next_hand_over()
+    engine.held = EngineLoad(98, pinned_blocks=2, quarantined_blocks=0)
+    engine.step(Delta("a", 0, (5,), "x", outcome=Outcome(failure=Failure.MIGRATED, message="handed over")))
+    assert (await stream.outcome_of("a")).failure is Failure.MIGRATED
+    load = await stream.next_load(lambda load: load.running == 0 and load.pinned_blocks == 2)
+    assert load.free_blocks == 98
+    loads = len(stream.loads)
+    await stream.until(lambda: len(stream.loads) > loads + 2)
+    assert not worker.task.done()
+    labels = {"kind": "decode", "outcome": "migrated"}
+    assert worker.registry.get_sample_value("splitserve_worker_jobs_total", labels) == 1
     engine.held = EngineLoad(100, 0, 0)
     assert await worker.exit_code() == DRAINED
 
