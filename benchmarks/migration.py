@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from splitserve.cli.cluster import running
 from splitserve.cli.supervisor import Ended, Event, Ready
 from splitserve.client import AsyncClient
 from splitserve.core.config import ClusterConfig
-from splitserve.core.errors import InvalidRequest, Unavailable
+from splitserve.core.errors import InvalidRequest, SplitserveError, Unavailable
 from splitserve.core.request import SamplingParams
 
 VOCABULARY = range(300, 2000)  # ordinary tokens of the demonstration model
@@ -62,9 +63,9 @@ class Stream:
     at_s: list[float] = field(default_factory=list)
     resumed: bool = False
 
-    @property
-    def gaps_s(self) -> list[float]:
-        return [later - earlier for earlier, later in zip(self.at_s, self.at_s[1:], strict=False)]
+    def gaps_s(self, since_s: float = 0.0) -> list[float]:
+        """Between its chunks, those that ended before then aside."""
+        return [later - earlier for earlier, later in pairwise(self.at_s) if later > since_s]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Moves:
 
 @dataclass(frozen=True)
 class Drain:
-    """Of one worker, drained while it decoded. `worst_gap_s`: the longest that any stream stood still."""
+    """Of one worker, drained while it decoded. `worst_gap_s`: the longest that any stream stood still from then on."""
 
     moved: int
     finished: int
@@ -164,7 +165,10 @@ def main() -> None:
     arguments = _arguments()
     shape = Shape(arguments.streams, arguments.prompt_tokens, arguments.output_tokens)
     with tempfile.TemporaryDirectory(prefix="splitserve-") as directory:
-        result = asyncio.run(_measure(_cluster(arguments), shape, arguments.moves, Path(directory)))
+        try:
+            result = asyncio.run(_measure(_cluster(arguments), shape, arguments.moves, Path(directory)))
+        except SplitserveError as error:
+            raise SystemExit(str(error)) from error
     facts = {"engine": arguments.engine, **vars(shape), **result}
     print(json.dumps(facts) if arguments.json else _table(facts))
 
@@ -246,23 +250,24 @@ async def _drain(client: AsyncClient, traffic: Traffic, shape: Shape) -> tuple[D
     drained = await client.drain("decode-0", DRAIN_S)
     took_s = time.monotonic() - started
     served = await serving
-    worst_s = max(max(stream.gaps_s) for stream in served)
+    worst_s = max(gap for stream in served for gap in stream.gaps_s(since_s=started))
     return Drain(drained.migrated_requests, drained.finished_requests, took_s, worst_s), served
 
 
 def _facts(moved: Moves, drained: Drain, streams: Sequence[Stream], alone: Sequence[Stream]) -> dict[str, object]:
     undisturbed = {stream.name: stream.tokens for stream in alone}
     differing = sum(stream.tokens != undisturbed[f"{stream.name}-alone"] for stream in streams)
-    step_s = statistics.median(gap for stream in alone for gap in stream.gaps_s)
-    stalls = sorted(moved.stalls_s)
-    median_s, p99_s = statistics.median(stalls), stalls[min(len(stalls) - 1, int(0.99 * len(stalls)))]
+    gaps = [gap for stream in alone for gap in stream.gaps_s()]
+    step_s = statistics.median(gaps)
+    median_s, p99_s = statistics.median(moved.stalls_s), _p99(moved.stalls_s)
     return {
-        "moves": len(stalls),
+        "moves": len(moved.stalls_s),
         "refused": dict(moved.refusals),
         "step_ms_median": _ms(step_s),
+        "step_ms_p99": _ms(_p99(gaps)),
         "stall_ms_median": _ms(median_s),
         "stall_ms_p99": _ms(p99_s),
-        "stall_ms_max": _ms(stalls[-1]),
+        "stall_ms_max": _ms(max(moved.stalls_s)),
         "stall_steps_median": round(median_s / step_s, 1),
         "stall_steps_p99": round(p99_s / step_s, 1),
         "drain_moved": drained.moved,
@@ -274,6 +279,10 @@ def _facts(moved: Moves, drained: Drain, streams: Sequence[Stream], alone: Seque
         "resumed": sum(stream.resumed for stream in streams),
         "differing": differing,
     }
+
+
+def _p99(values: Sequence[float]) -> float:
+    return sorted(values)[int(0.99 * len(values))]
 
 
 def _ms(seconds: float) -> float:

@@ -17,7 +17,7 @@ from splitserve.core.config import KvTransferSettings, VllmSettings
 from splitserve.core.errors import ConfigError, EngineError
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import Delta, Job, KvPeer, Outcome, Ticket
-from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnDeltas
+from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnDeltas, OnTransfer, unheard
 from splitserve.engine.vllm import VllmEngine
 
 START_TIMEOUT_S = 240
@@ -37,7 +37,10 @@ def _serve(
             pipe.send((kind, value))
 
     try:
-        tell("info", engine.start(lambda deltas: tell("deltas", (time.monotonic(), list(deltas)))))
+        info = engine.start(
+            lambda deltas: tell("deltas", (time.monotonic(), list(deltas))), lambda end: tell("transfer", end)
+        )
+        tell("info", info)
     except ConfigError as error:
         tell("refused", str(error))
         return
@@ -117,8 +120,8 @@ class RemoteEngine:
         self.process.start()
         child.close()
 
-    def start(self, on_deltas: OnDeltas) -> EngineInfo:
-        self._on_deltas = on_deltas
+    def start(self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard) -> EngineInfo:
+        self._on_deltas, self._on_transfer = on_deltas, on_transfer
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         info = self._answer("info", START_TIMEOUT_S)
@@ -204,6 +207,9 @@ class RemoteEngine:
             if kind == "deltas":
                 self.told_at, deltas = value
                 self._on_deltas(deltas)
+                continue
+            if kind == "transfer":
+                self._on_transfer(value)
                 continue
             with self._changed:
                 self._dead = kind in ("dead", "closed")

@@ -1,6 +1,7 @@
 """What a worker is, what it holds, and the jobs a router gives it: plain values shared by router, worker and engine."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from splitserve.core.request import FinishReason, Logprob, SamplingParams
@@ -168,6 +169,29 @@ class TransferStats:
     writes: int = 0
     writing_s: float = 0.0  # summed over WRITEs, from posted to done
     queued_s: float = 0.0  # the longest that a WRITE waited for room on its link
+
+
+@dataclass(frozen=True, slots=True)
+class TransferEnd:
+    """One side of a transfer is over, on all ranks of its worker. `reason`: what a failure is counted under, empty on
+    success."""
+
+    source_side: bool
+    stats: TransferStats
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KvCounts:
+    """What a worker's transfers have come to since it started; every number only grows. `leases`: prefills that ended
+    unclaimed and whose KV was kept for a while; `dropped`: messages and calls that fit no state, by kind."""
+
+    written_bytes: int = 0
+    writes: int = 0
+    cancels: int = 0
+    leases: int = 0
+    expired_leases: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

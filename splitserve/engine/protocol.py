@@ -1,12 +1,13 @@
 """What a worker needs of an engine."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from splitserve.core.worker import Delta, Job, KvFormat, KvPeer, Ticket
+from splitserve.core.worker import Delta, Job, KvCounts, KvFormat, KvPeer, Ticket, TransferEnd
 
 OnDeltas = Callable[[Sequence[Delta]], None]
+OnTransfer = Callable[[TransferEnd], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +27,28 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """KV blocks by what holds them. free + quarantined + held by running requests and pinned sends = total."""
+    """KV blocks by what holds them. free + quarantined + held by running requests and pinned sends = total. `counts`
+    is history, of which two loads with the same blocks may differ."""
 
     free_blocks: int
     pinned_blocks: int  # of ended prefills whose KV is still being sent
     quarantined_blocks: int  # of ended decodes that a silent peer may still write
+    in_flight_bytes: int = 0  # of WRITEs to other workers
+    counts: KvCounts = field(default_factory=KvCounts, compare=False)
+
+
+def unheard(_: TransferEnd) -> None:
+    """`on_transfer` of whoever has no use for it."""
 
 
 class Engine(Protocol):
     """Runs jobs. All methods are thread-safe and, `start` and `close` aside, return at once."""
 
-    def start(self, on_deltas: OnDeltas) -> EngineInfo:
+    def start(self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard) -> EngineInfo:
         """Blocks until every sampler path is warm. From then on `on_deltas` is called from the engine's thread, once
-        per engine step, with what the step made for all jobs. Raises ConfigError for a model or setting it can't
-        serve."""
+        per engine step, with what the step made for all jobs; and `on_transfer` from a thread that must not wait, once
+        for each side of every transfer, also of those that belong to no job. Raises ConfigError for a model or setting
+        it can't serve."""
 
     def submit(self, job: Job) -> None:
         """Takes a job; whatever is wrong with it comes back as a Delta with an Outcome, as does its end."""

@@ -9,6 +9,7 @@ import contextlib
 import os
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +17,10 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from splitserve.core.worker import KvFormat, KvPeer, TransferStats
-from splitserve.kv.ticket import Counters
+from splitserve.core.worker import KvCounts, KvFormat, KvPeer, TransferStats
 
 LINGER_MS = 500
+REPORT_S = 0.25
 
 
 class Started(msgspec.Struct, tag="started", frozen=True):
@@ -31,24 +32,26 @@ class Started(msgspec.Struct, tag="started", frozen=True):
 
 
 class Ended(msgspec.Struct, tag="ended", frozen=True):
-    """One side of a transfer ended at a rank; `error` is empty on success."""
+    """One side of a transfer ended at a rank; `reason` and `error` are empty on success."""
 
     rank: int
     transfer_id: str
     epoch: int
     source_side: bool
     stats: TransferStats
+    reason: str
     error: str
 
 
 class Held(msgspec.Struct, tag="held", frozen=True):
-    """What a rank's transfer service holds and has counted: told when the blocks change, and with every end."""
+    """What a rank's transfer service holds and has counted: told in the step that changes the blocks, and of all else
+    within `REPORT_S`."""
 
     rank: int
     pinned_blocks: int  # blocks that outlive their request
     quarantined_blocks: int
     in_flight_bytes: int
-    counters: Counters
+    counts: KvCounts
 
 
 class Free(msgspec.Struct, tag="free", frozen=True):
@@ -144,11 +147,16 @@ class AdapterEnd:
 
 
 class ConnectorEnd:
-    """A connector half's end. `tell` may be called by any thread; `on_message` is called from this end's thread."""
+    """A connector half's end. `tell` may be called by any thread; `on_message` is called from this end's thread, and so
+    is `report`, every `REPORT_S`."""
 
-    def __init__(self, address: str, on_message: Callable[[ToConnector], None]) -> None:
+    def __init__(
+        self, address: str, on_message: Callable[[ToConnector], None], report: Callable[[], None] | None = None
+    ) -> None:
         self._address = address
         self._on_message = on_message
+        self._report = report
+        self._report_at = 0.0
         self._outbox = _Outbox()
         self._thread = threading.Thread(target=self._run, name="kv-bridge", daemon=True)
         self._thread.start()
@@ -166,16 +174,22 @@ class ConnectorEnd:
             socket.linger = LINGER_MS
             socket.connect(self._address)
             while not self._outbox.closed:
-                _wait(socket, self._outbox)
+                _wait(socket, self._outbox, None if self._report is None else REPORT_S)
                 while socket.poll(0):
                     self._on_message(decoder.decode(socket.recv()))
+                self._report_if_due(time.monotonic())
                 for frame in self._outbox.take():
                     socket.send(frame)
 
+    def _report_if_due(self, now: float) -> None:
+        if self._report is not None and now >= self._report_at:
+            self._report_at = now + REPORT_S
+            self._report()
 
-def _wait(socket: "zmq.Socket[bytes]", outbox: _Outbox) -> None:
+
+def _wait(socket: "zmq.Socket[bytes]", outbox: _Outbox, timeout_s: float | None = None) -> None:
     """Until there is something to hear or to tell."""
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
     poller.register(outbox.bell, zmq.POLLIN)
-    poller.poll()
+    poller.poll(None if timeout_s is None else int(timeout_s * 1000))

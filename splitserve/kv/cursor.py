@@ -31,15 +31,16 @@ class PrefillProgress:
         self.tables: tuple[tuple[int, ...], ...] = ()
         self._ready = [0] * layers
 
-    def computing(self, tables: Sequence[Sequence[int]], tokens: int) -> None:
-        """The block tables so far; `tokens` tokens are computed in every layer."""
+    def computing(self, tables: Sequence[Sequence[int]]) -> None:
+        """The block tables so far."""
         self.tables = tuple(map(tuple, tables))
-        self._ready = [max(old, tokens) for old in self._ready]
 
-    def computed(self, layer: int, tokens: int) -> None:
-        index = layer - self._first_layer
-        if 0 <= index < len(self._ready):
-            self._ready[index] = max(self._ready[index], tokens)
+    def computed(self, layer: int | None, tokens: int) -> None:
+        """So many tokens are there in this layer (None: in all)."""
+        own = range(len(self._ready))
+        for index in own if layer is None else [layer - self._first_layer]:
+            if index in own:
+                self._ready[index] = max(self._ready[index], tokens)
 
     def preempted(self) -> None:
         """Its blocks are taken away. What was written stays written: the destination has it."""

@@ -119,10 +119,8 @@ def _source_table() -> SourceTable:
         (s.EARLY, e.PEER_ENDED): (s.REFUSED_EARLY, (a.STOP,)),
         (s.EARLY, e.DEADLINE): (s.REFUSED_EARLY, (a.ANSWER,)),
         (s.REFUSED_EARLY, e.OFFER): (s.STOPPED, ()),
-        (s.REFUSED_EARLY, e.OFFER_MISMATCH): (s.STOPPED, ()),
         (s.REFUSED_EARLY, e.REGISTER): (s.REFUSED_EARLY, (a.ANSWER,)),
         (s.REFUSED_EARLY, e.CANCEL): (s.REFUSED_EARLY, (a.CONFIRM_CANCEL,)),
-        (s.REFUSED_EARLY, e.PEER_ENDED): (s.REFUSED_EARLY, ()),
         (s.OFFERED, e.REGISTER): (s.PUSHING, (a.ACKNOWLEDGE,)),
         (s.OFFERED, e.REGISTER_MISMATCH): (s.STOPPED, (a.ANSWER,)),
         (s.OFFERED, e.CANCEL): (s.STOPPED, (a.CONFIRM_CANCEL,)),
@@ -175,11 +173,8 @@ def _source_table() -> SourceTable:
         (s.STOPPING_ENDED, e.PEER_ENDED): (s.STOPPING_ENDED, ()),
         # An offer after the end: the router made a new prefill of an old ticket. It runs, and nobody can claim it.
         (s.ENDED, e.OFFER): (s.STOPPED, ()),
-        (s.ENDED, e.OFFER_MISMATCH): (s.STOPPED, ()),
         (s.ENDED, e.REGISTER): (s.ENDED, (a.ANSWER,)),
         (s.ENDED, e.CANCEL): (s.ENDED, (a.CONFIRM_CANCEL,)),
-        (s.ENDED, e.PREFILL_ABORTED): (s.ENDED, ()),
-        (s.ENDED, e.PEER_ENDED): (s.ENDED, ()),
     }
 
 
@@ -193,7 +188,6 @@ def _destination_table() -> DestinationTable:
         (s.CONNECTING, e.DEADLINE): (s.ENDED, (a.FAILED,)),
         (s.CONNECTING, e.PEER_SILENT): (s.CONNECTING, ()),
         (s.CONNECTING, e.PEER_ENDED): (s.ENDED, (a.FAILED,)),
-        (s.CONNECTING, e.RETRY): (s.CONNECTING, ()),
         (s.REGISTERED, e.CONNECTED): (s.REGISTERED, (a.REGISTER,)),
         (s.REGISTERED, e.PROGRESS): (s.REGISTERED, ()),
         (s.REGISTERED, e.DONE): (s.ENDED, (a.RECEIVED,)),

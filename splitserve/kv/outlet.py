@@ -47,7 +47,7 @@ class Outlet:
         """The transfer is over on this side; `reason` is what to count a failure under, empty on success."""
         if reason:
             self.counters.failures[reason] += 1
-        self._on_event(TransferEnded(key, source_side, stats, error))
+        self._on_event(TransferEnded(key, source_side, stats, reason, error))
 
     def take(self) -> Results:
         with self._lock:

@@ -55,8 +55,10 @@ class _Prefill:
 
 @dataclass(frozen=True, slots=True)
 class _Computed:
-    fence: Fence
-    layer: int
+    """Once `fence` is passed (none: once those before it are), so many tokens are there in `layer` (none: in all)."""
+
+    fence: Fence | None
+    layer: int | None
     tokens: tuple[tuple[TransferKey, int], ...]
 
 
@@ -99,28 +101,27 @@ class SourceSide:
         for leg in legs:
             self._offer_leg(leg, offer, now)
 
-    def computing(self, key: TransferKey, tables: Sequence[Sequence[int]], tokens: int, now: float) -> None:
+    def computing(
+        self, key: TransferKey, tables: Sequence[Sequence[int]], tokens: int, fence: Fence | None, now: float
+    ) -> None:
         prefill = self._prefills.get(key)
         if prefill is None:
             self._outlet.dropped("own computing")
             return
-        prefill.progress.computing(tables, tokens)
-        self._catch_up(prefill, now)
+        prefill.progress.computing(tables)
+        self.computed(None, [(key, tokens)], fence, now)
 
-    def computed(self, layer: int, tokens: Sequence[tuple[TransferKey, int]], fence: Fence | None, now: float) -> None:
-        if fence is not None:
-            self._fenced.append(_Computed(fence, layer, tuple(tokens)))
-            self._pass_fences(now)
-            return
-        for key, count in tokens:
-            if prefill := self._prefills.get(key):
-                prefill.progress.computed(layer, count)
-                self._catch_up(prefill, now)
+    def computed(
+        self, layer: int | None, tokens: Sequence[tuple[TransferKey, int]], fence: Fence | None, now: float
+    ) -> None:
+        """None: in all layers."""
+        self._fenced.append(_Computed(fence, layer, tuple(tokens)))
+        self._pass_fences(now)
 
     def prefill_ended(self, key: TransferKey, ended_at: float, now: float) -> None:
         """All of it is computed, or will be once the fences before it are passed."""
-        if not self._fenced and (prefill := self._prefills.get(key)):
-            prefill.progress.computing(prefill.progress.tables, len(prefill.offer.tokens))
+        if prefill := self._prefills.get(key):
+            self.computed(None, [(key, len(prefill.offer.tokens))], None, now)
         self._over(key, SourceEvent.PREFILL_ENDED, ended_at, now)
 
     def prefill_aborted(self, key: TransferKey, now: float) -> None:
@@ -320,6 +321,7 @@ class SourceSide:
                 ticket.answer = ticket.answer or answer
                 self._answer(ticket, ticket.cancelled())
             case SourceAction.HOLD:
+                self._outlet.counters.leases += 1
                 ticket.expires_at = now + self._lease_s
             case SourceAction.SENT:
                 self._leg_over(ticket)
@@ -375,9 +377,12 @@ class SourceSide:
     # Fences ----------------------------------------------------------------------------------------------------------
     def _pass_fences(self, now: float) -> None:
         """A device computes in the order of its launches, so only the first fence is asked."""
-        while self._fenced and self._fenced[0].fence():
+        while self._fenced and ((fence := self._fenced[0].fence) is None or fence()):
             done = self._fenced.popleft()
-            self.computed(done.layer, done.tokens, None, now)
+            for key, count in done.tokens:
+                if prefill := self._prefills.get(key):
+                    prefill.progress.computed(done.layer, count)
+                    self._catch_up(prefill, now)
 
     def _end_drains(self) -> None:
         for drain in self._drains:

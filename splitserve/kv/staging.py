@@ -2,8 +2,8 @@
 
 A mirror holds a copy of every block in host memory, which is what peers write into and what WRITEs are made of: block
 for block, so that whoever owns a block owns its copy too, and the ledger's fences hold for both. At the source a WRITE
-is posted once its blocks are copied off the device; at the destination a claim is received once they are copied onto it.
-Owned by the transfer thread. Not here: how a device copies (`connector/mirror.py`).
+is posted once its blocks are copied off the device; at the destination a claim is received once they are copied onto
+it. Owned by the transfer thread. Not here: how a device copies (`connector/mirror.py`).
 """
 
 import logging
@@ -97,8 +97,10 @@ class StagedTransport:
         return fences[-1] if fences else None
 
     def close(self) -> None:
-        self._mirror.close()
-        self._transport.close()
+        try:
+            self._transport.close()
+        finally:
+            self._mirror.close()
 
     def _post(self, write: _Write) -> None:
         write.handle = self._transport.write(write.peer, write.layer, write.source, write.destination)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from splitserve.core.worker import KvPeer, TransferStats
+from splitserve.core.worker import KvCounts, KvPeer, TransferStats
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -98,11 +98,13 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class TransferEnded:
-    """Told to `on_event` once per key and side. `error` is empty on success."""
+    """Told to `on_event` once per key and side. `reason` is what a failure is counted under, `error` a sentence; both
+    are empty on success."""
 
     key: TransferKey
     source_side: bool
     stats: TransferStats
+    reason: str = ""
     error: str = ""
 
 
@@ -116,9 +118,16 @@ class Counters:
     bytes_written: int = 0
     writes: int = 0
     cancels: int = 0
+    leases: int = 0
     expired_leases: int = 0
     dropped: Counter[str] = field(default_factory=Counter)  # messages and calls that fit no state, by kind
     failures: Counter[str] = field(default_factory=Counter)  # ended transfers of either side, by reason
 
     def copy(self) -> "Counters":
         return replace(self, dropped=self.dropped.copy(), failures=self.failures.copy())
+
+    def counts(self) -> KvCounts:
+        """For those who sum over ranks; failures they count by transfer, not by rank."""
+        return KvCounts(
+            self.bytes_written, self.writes, self.cancels, self.leases, self.expired_leases, dict(self.dropped)
+        )

@@ -76,15 +76,18 @@ class TransferService:
         """A prefill was accepted. Its claim may have come already, or come later within the lease."""
         self._do(lambda now: self._running.source.offer(offer, now))
 
-    def computing(self, key: TransferKey, tables: Sequence[Sequence[int]], tokens: int) -> None:
+    def computing(
+        self, key: TransferKey, tables: Sequence[Sequence[int]], tokens: int, fence: Fence | None = None
+    ) -> None:
         """Before a forward: the prefill's absolute block table so far in each group. The first `tokens` tokens are
-        computed in every layer already (prefix hits, earlier chunks) and may be written now."""
+        computed in every layer (prefix hits, earlier chunks) once `fence` and all fences before it are passed."""
         known = tuple(map(tuple, tables))
-        self._do(lambda now: self._running.source.computing(key, known, tokens, now))
+        self._do(lambda now: self._running.source.computing(key, known, tokens, fence, now))
 
     def computed(self, layer: int, tokens: Sequence[tuple[TransferKey, int]], fence: Fence | None = None) -> None:
         """After a layer of the forward: for each prefill how many of its tokens are computed in this layer, once
-        `fence` says so (asked on the transfer thread; none: now). Layers count over the whole model."""
+        `fence` says so (asked on the transfer thread; none: now) and all fences before it. Layers count over the whole
+        model."""
         counts = tuple(tokens)
         self._do(lambda now: self._running.source.computed(layer, counts, fence, now))
 
@@ -159,7 +162,7 @@ class TransferService:
     def counters(self) -> Counters:
         """A copy of what has happened so far."""
         counted = self._running.counters.copy()
-        counted.dropped.update(self._running.control.dropped)
+        counted.dropped.update(dict(self._running.control.dropped))  # copied: the control thread adds to it
         return counted
 
     def close(self) -> None:

@@ -60,6 +60,7 @@ class Writer:
         self._failed = failed
         self._links: dict[str, _Link] = {}
         self._writes: list[_Write] = []
+        self.in_flight_bytes = 0  # also read by other threads
 
     def link(self, peer: str, cut: Slice) -> None:
         """The peer can be written to from now on; again for the same peer is harmless."""
@@ -98,10 +99,6 @@ class Writer:
                 self._over(write, state, now)
         for link in list(self._links.values()):
             self._pump(link, now)
-
-    @property
-    def in_flight_bytes(self) -> int:
-        return sum(write.bytes for write in self._writes)
 
     @property
     def writing(self) -> bool:
@@ -146,6 +143,7 @@ class Writer:
         size = len(span) * link.cut.cell_bytes
         ticket.in_flight += 1
         link.in_flight_bytes += size
+        self.in_flight_bytes += size
         self._counters.writes += 1
         self._writes.append(_Write(link, ticket, handle, size, now))
 
@@ -158,6 +156,7 @@ class Writer:
         ticket = write.ticket
         ticket.in_flight -= 1
         write.link.in_flight_bytes -= write.bytes
+        self.in_flight_bytes -= write.bytes
         if state is WriteState.FAILED:
             self._failed(ticket, "write", "a WRITE failed; the decode worker may have ended", now)
             return

@@ -155,6 +155,10 @@ class Capacity:
         return sum(held.parked for held in self._jobs.values())
 
     @property
+    def parked_blocks(self) -> int:
+        return sum(held.blocks for held in self._jobs.values() if held.parked)
+
+    @property
     def quarantined_share(self) -> float:
         return self._quarantined / self._limits.total
 
@@ -184,14 +188,13 @@ class Capacity:
     def load(self, pool: Pool, seen_jobs: int = 0) -> Load:
         """What a router is told; `seen_jobs` is that router's."""
         held = self._jobs.values()
-        parked_blocks = sum(job.blocks for job in held if job.parked)
         return Load(
             seen_jobs=seen_jobs,
             free_blocks=self._free_blocks(),
             free_sequences=max(0, self._decode_sequences - sum(not job.prefill for job in held)),
             prefill_tokens=sum(job.to_compute for job in held),
             prefill_token_limit=self._prefill_token_limit,
-            parked_limit_blocks=max(0, self._limits.parked_limit - self._quarantined - parked_blocks),
+            parked_limit_blocks=max(0, self._limits.parked_limit - self._quarantined - self.parked_blocks),
             running=len(self._jobs) - self.parked_jobs,
             quarantined_blocks=self._quarantined,
             pinned_blocks=self._pinned,

@@ -4,19 +4,28 @@ One class per kind of process, made with the registry that the process serves. p
 thread-safe; gauges that mirror state are read when they are scraped.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from splitserve.core.fleet import Health
 from splitserve.core.request import Timings, Usage
-from splitserve.core.worker import Failure, Load, Outcome, Pool
+from splitserve.core.worker import KvCounts, Load, Outcome, Pool, TransferEnd
 
 _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0)
 _TPOT_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4, 0.8, 1.6)
 _QUEUE_BUCKETS_S = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_TRANSFER_BUCKETS_BYTES = tuple(4**power for power in range(8, 18))  # 64 KiB to 16 GiB
+_WRITES_BUCKETS = tuple(2**power for power in range(13))
+_SHARE_BUCKETS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+_LATE_BUCKETS_S = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_UNCOVERED_BUCKETS_S = (-1.0, -0.2, -0.05, -0.02, -0.01, -0.005, -0.002, -0.001, *_LATE_BUCKETS_S)
+_THROUGHPUT_BUCKETS = tuple(step * 10.0**power for power in range(7, 12) for step in (1, 2, 5))  # 10 MB/s to 500 GB/s
 
 
 class RouterMetrics:
@@ -112,6 +121,17 @@ class RouterMetrics:
         self._moves.labels("refused").inc()
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a worker's gauges and counters of transfers are read from."""
+
+    load: Load
+    parked_jobs: int = 0
+    parked_blocks: int = 0
+    in_flight_bytes: int = 0
+    counts: KvCounts = field(default_factory=KvCounts)
+
+
 class WorkerMetrics:
     """What one worker counts. `watch` is called once the engine has started."""
 
@@ -126,21 +146,27 @@ class WorkerMetrics:
             buckets=_BATCH_BUCKETS,
             registry=registry,
         )
-        self._sent_bytes = Counter("splitserve_worker_kv_sent_bytes", "KV written to other workers", registry=registry)
-        self._failed_transfers = Counter(
-            "splitserve_worker_kv_failed_transfers", "Jobs that failed for want of KV", ["kind"], registry=registry
-        )
         self._running = Gauge("splitserve_worker_running_jobs", "Jobs that compute", registry=registry)
         self._parked = Gauge("splitserve_worker_parked_jobs", "Decodes that wait for KV", registry=registry)
         self._blocks = Gauge("splitserve_worker_kv_blocks", "KV blocks by state", ["state"], registry=registry)
+        self._in_flight = Gauge(
+            "splitserve_worker_kv_in_flight_bytes",
+            "KV in WRITEs to other workers that have not ended",
+            registry=registry,
+        )
+        self._transfers = _TransferMetrics(registry)
+        self._counts = _CountsOfTransfers(registry)
 
-    def watch(self, shown: Callable[[], tuple[Load, int]]) -> None:
-        """`shown`: the latest load and how many jobs are parked. Called from the thread that scrapes; it only reads."""
-        self._running.set_function(lambda: shown()[0].running)
-        self._parked.set_function(lambda: shown()[1])
-        self._blocks.labels("free").set_function(lambda: shown()[0].free_blocks)
-        self._blocks.labels("pinned").set_function(lambda: shown()[0].pinned_blocks)
-        self._blocks.labels("quarantined").set_function(lambda: shown()[0].quarantined_blocks)
+    def watch(self, state: Callable[[], WorkerState]) -> None:
+        """`state` is called from the thread that scrapes; it only reads."""
+        self._running.set_function(lambda: state().load.running)
+        self._parked.set_function(lambda: state().parked_jobs)
+        self._blocks.labels("free").set_function(lambda: state().load.free_blocks)
+        self._blocks.labels("parked").set_function(lambda: state().parked_blocks)
+        self._blocks.labels("pinned").set_function(lambda: state().load.pinned_blocks)
+        self._blocks.labels("quarantined").set_function(lambda: state().load.quarantined_blocks)
+        self._in_flight.set_function(lambda: state().in_flight_bytes)
+        self._counts.read = lambda: state().counts
 
     def stepped(self, jobs: int, tokens: int) -> None:
         """One engine step that gave news."""
@@ -150,10 +176,79 @@ class WorkerMetrics:
     def ended(self, kind: str, outcome: Outcome) -> None:
         """`kind` is prefill or decode."""
         self._ended.labels(kind, outcome.failure.value if outcome.failure is not None else "finished").inc()
-        if outcome.failure is Failure.TRANSFER:
-            self._failed_transfers.labels(kind).inc()
-        if kind == "prefill" and outcome.transfer is not None:
-            self._sent_bytes.inc(outcome.transfer.bytes)
+
+    def transferred(self, end: TransferEnd) -> None:
+        """One side of a transfer is over. May be called by any thread."""
+        self._transfers.ended(end)
+
+
+class _TransferMetrics:
+    """What single transfers were like, by the side that this worker was on. Only those that succeeded are measured, and
+    their times only if there was anything to write."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"splitserve_worker_kv_{name}", text, ["side"], buckets=buckets, registry=registry)
+
+        self._failed = Counter(
+            "splitserve_worker_kv_failed_transfers",
+            "Transfers that ended without success",
+            ["side", "reason"],
+            registry=registry,
+        )
+        self._bytes = histogram("transfer_bytes", "KV of a transfer", _TRANSFER_BUCKETS_BYTES)
+        self._writes = histogram("transfer_writes", "WRITEs of a transfer", _WRITES_BUCKETS)
+        self._overlap = histogram(
+            "overlap_ratio", "Share of a transfer's bytes written before its prefill ended", _SHARE_BUCKETS
+        )
+        self._uncovered = histogram(
+            "uncovered_seconds", "Last WRITE of a transfer done, minus end of its prefill", _UNCOVERED_BUCKETS_S
+        )
+        self._queue = histogram(
+            "write_queue_seconds", "Longest that a WRITE of a transfer waited for room on its link", _LATE_BUCKETS_S
+        )
+        self._throughput = histogram(
+            "link_bytes_per_second", "Bytes of a transfer over the time its WRITEs took", _THROUGHPUT_BUCKETS
+        )
+
+    def ended(self, end: TransferEnd) -> None:
+        side, stats = "source" if end.source_side else "destination", end.stats
+        if end.reason:
+            self._failed.labels(side, end.reason).inc()
+            return
+        self._bytes.labels(side).observe(stats.bytes)
+        self._writes.labels(side).observe(stats.writes)
+        if stats.bytes:
+            self._overlap.labels(side).observe(stats.bytes_before_prefill_ended / stats.bytes)
+            self._uncovered.labels(side).observe(stats.uncovered_s)
+            self._queue.labels(side).observe(stats.queued_s)
+        if stats.writing_s > 0:
+            self._throughput.labels(side).observe(stats.bytes / stats.writing_s)
+
+
+class _CountsOfTransfers(Collector):
+    """Counters that the transfer service keeps; read when they are scraped."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.read: Callable[[], KvCounts] = KvCounts
+        registry.register(self)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        counts = self.read()
+        for name, text, value in (
+            ("written_bytes", "KV written to other workers", counts.written_bytes),
+            ("writes", "WRITEs posted", counts.writes),
+            ("cancels", "Cancels of claims, sent and heard", counts.cancels),
+            ("leases", "Ended prefills whose KV was kept for a claim to come", counts.leases),
+            ("expired_leases", "Of these, those whose KV nobody claimed in time", counts.expired_leases),
+        ):
+            yield CounterMetricFamily(f"splitserve_worker_kv_{name}", text, value=value)
+        dropped = CounterMetricFamily(
+            "splitserve_worker_kv_dropped_messages", "Messages and calls that fitted no state", labels=["kind"]
+        )
+        for kind, value in sorted(counts.dropped.items()):
+            dropped.add_metric([kind], value)
+        yield dropped
 
 
 def _reading(

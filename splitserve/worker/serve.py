@@ -22,7 +22,7 @@ from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, P
 from splitserve.engine.protocol import Engine, EngineInfo
 from splitserve.routing.admission import Capacity, Refusal
 from splitserve.telemetry.logs import Logger
-from splitserve.telemetry.metrics import WorkerMetrics
+from splitserve.telemetry.metrics import WorkerMetrics, WorkerState
 from splitserve.worker.jobs import JobTable, kind_of
 from splitserve.worker.link import RouterLink
 
@@ -62,7 +62,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._on_ready: OnReady | None = on_ready
         try:
-            started = await asyncio.to_thread(self._engine.start, self._from_engine)
+            started = await asyncio.to_thread(self._engine.start, self._from_engine, self._metrics.transferred)
             await self._serve(started)
         finally:
             await asyncio.to_thread(self._engine.close)
@@ -86,7 +86,7 @@ class Worker:
         )
         self._table = JobTable(self._capacity)
         self._links = {router: RouterLink(router, self.info, self) for router in dict.fromkeys(self._config.routers)}
-        self._shown = (self._capacity.load(self._pool), 0)
+        self._shown = WorkerState(self._capacity.load(self._pool))
         self._metrics.watch(lambda: self._shown)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -131,7 +131,13 @@ class Worker:
         self._capacity.draining = self._drain.is_set()
         if self._drain.is_set() and not len(self._table) and not outlived.pinned_blocks:
             self._over.set()
-        self._shown = (self._capacity.load(self._pool), self._capacity.parked_jobs)
+        self._shown = WorkerState(
+            self._capacity.load(self._pool),
+            self._capacity.parked_jobs,
+            self._capacity.parked_blocks,
+            outlived.in_flight_bytes,
+            outlived.counts,
+        )
         for link in self._links.values():
             link.nudge()
 

@@ -117,7 +117,11 @@ class Cluster:
         self.directory, self.engine, self.kv = directory, engine, kv
         self.router = Process("router", router, directory, "router")
         self.workers: dict[str, Process] = {}
-        self.address: str = self.router.ready()["address"]
+
+    @property
+    def address(self) -> str:
+        """Waits until the router is ready."""
+        return str(self.router.ready()["address"])
 
     def add(self, name: str, pool: Pool, **changes: Any) -> Process:
         """Starts a worker; `ready` waits for it. `changes` are WorkerConfig fields."""

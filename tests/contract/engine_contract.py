@@ -7,8 +7,9 @@ import pytest
 
 from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.worker import Failure, KvMode
-from splitserve.kv.layout import prompt_kv_bytes
-from tests.contract.engines import Bench, Run, a_decode, a_prefill, a_prompt, a_ticket, greedy
+from splitserve.kv.layout import prompt_kv_bytes, tokens_to_move
+from tests.contract.engines import Bench, Run, a_decode, a_prefill, a_prompt, a_ticket, greedy, served_alone
+from tests.contract.hand_over_contract import HandOverContract
 
 OUTPUT = 12
 
@@ -35,10 +36,6 @@ def prompt_lengths(bench: Bench) -> list[int]:
     return lengths(info.kv.block_size, info.max_batched_tokens)
 
 
-def served_alone(bench: Bench, prompt: tuple[int, ...], sampling: SamplingParams) -> Run:
-    return bench.alone.submit(a_decode(prompt, sampling)).wait()
-
-
 def served_apart(
     bench: Bench, prompt: tuple[int, ...], sampling: SamplingParams, decode_first: bool = True
 ) -> tuple[Run, Run]:
@@ -55,7 +52,7 @@ def served_apart(
     return bench.destination.submit(a_decode(prompt, sampling, ticket)), prefill
 
 
-class EngineContract:
+class EngineContract(HandOverContract):
     @pytest.fixture(autouse=True)
     def _all_blocks_come_back(self, bench: Bench) -> Iterator[None]:
         yield
@@ -111,7 +108,7 @@ class EngineContract:
         assert prefill.outcome.finish_reason is FinishReason.LENGTH
         if bench.source.info.kv.mode is KvMode.PUSH:
             assert prefill.outcome.transfer is not None
-            assert prefill.outcome.transfer.bytes == prompt_kv_bytes(len(prompt), bench.source.info.kv)
+            assert prefill.outcome.transfer.bytes == prompt_kv_bytes(tokens_to_move(len(prompt)), bench.source.info.kv)
 
     def test_logprobs_come_one_tuple_a_token_with_the_sampled_one_first(self, bench: Bench) -> None:
         run = served_alone(bench, a_prompt(bench.vocabulary, 9, 3), greedy(4, logprobs=3))
@@ -163,7 +160,7 @@ class EngineContract:
 
     @pytest.mark.parametrize("sampling", STATEFUL.values(), ids=STATEFUL)
     def test_a_resumed_sampler_goes_on_as_if_uninterrupted(self, bench: Bench, sampling: SamplingParams) -> None:
-        prompt = a_prompt(bench.vocabulary, bench.alone.info.kv.block_size - 5, 40)
+        prompt = a_prompt(bench.vocabulary, bench.alone.info.kv.block_size - 5, 48)
         whole = served_alone(bench, prompt, sampling)
         for sent in SENT:
             resumed = bench.destination.submit(a_decode(prompt, sampling, output=whole.tokens[:sent])).wait()
@@ -172,7 +169,7 @@ class EngineContract:
     @pytest.mark.parametrize("sampling", STATEFUL.values(), ids=STATEFUL)
     def test_output_that_counts_as_prompt_would_go_on_otherwise(self, bench: Bench, sampling: SamplingParams) -> None:
         """The negative twin: draws made and tokens counted make a difference."""
-        prompt = a_prompt(bench.vocabulary, bench.alone.info.kv.block_size - 5, 40)
+        prompt = a_prompt(bench.vocabulary, bench.alone.info.kv.block_size - 5, 48)
         whole = served_alone(bench, prompt, sampling)
         left = {sent: replace(sampling, max_tokens=len(whole.tokens) - sent) for sent in SENT}
         anew = [served_alone(bench, prompt + whole.tokens[:sent], left[sent]).tokens for sent in SENT]

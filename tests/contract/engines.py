@@ -16,6 +16,9 @@ from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad
 TIMEOUT_S = 60.0
 _numbers = count(1)
 
+Order = Callable[["Run"], None]
+Orders = dict[int, Order]  # what to do once a job has made so many tokens
+
 
 def eventually(holds: Callable[[], bool], what: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
     """For state that nobody announces. Fails showing `what()`."""
@@ -25,13 +28,14 @@ def eventually(holds: Callable[[], bool], what: Callable[[], object], timeout_s:
         never.wait(0.002)
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One job's deltas as they come."""
 
     job: Job
     changed: threading.Condition
     deltas: list[Delta] = field(default_factory=list)
+    orders: Orders = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -50,6 +54,10 @@ class Run:
         with self.changed:
             assert self.changed.wait_for(holds, TIMEOUT_S), f"{self.job.job_id} got {self.deltas}"
         return self
+
+    def due(self) -> list[Order]:
+        """Takes the orders whose time has come."""
+        return [self.orders.pop(tokens) for tokens in sorted(self.orders) if tokens <= len(self.tokens)]
 
     @property
     def outcome(self) -> Outcome:
@@ -81,8 +89,9 @@ class Listener:
         self.info: EngineInfo = engine.start(self._hear)
         self.at_rest: EngineLoad = engine.load()
 
-    def submit(self, job: Job) -> Run:
-        run = self._runs[job.job_id] = Run(job, self._changed)
+    def submit(self, job: Job, orders: Orders | None = None) -> Run:
+        """Orders are carried out on the engine's own thread, between two steps."""
+        run = self._runs[job.job_id] = Run(job, self._changed, orders=dict(orders or {}))
         self.engine.submit(job)
         return run
 
@@ -97,10 +106,14 @@ class Listener:
                 assert not run.ended, f"{delta} after the outcome"
                 run.deltas.append(delta)
             self._changed.notify_all()
+            due = [(run, call) for run in {self._runs[delta.job_id] for delta in deltas} for call in run.due()]
+        for run, call in due:
+            call(run)
 
 
 class Bench(Protocol):
-    """The engines under test: a source and a destination of KV, and one that serves alone, all alike."""
+    """The engines under test: a source and a destination of KV, and one that serves alone, all alike; only the lease of
+    the last is short."""
 
     source: Listener
     destination: Listener
@@ -141,3 +154,7 @@ def a_decode(
 def greedy(tokens: int, **others: object) -> SamplingParams:
     sampling = {"max_tokens": tokens, "temperature": 0.0, "ignore_eos": True, **others}
     return SamplingParams(**sampling)  # type: ignore[arg-type]
+
+
+def served_alone(bench: Bench, prompt: tuple[int, ...], sampling: SamplingParams) -> Run:
+    return bench.alone.submit(a_decode(prompt, sampling)).wait()

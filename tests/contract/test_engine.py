@@ -13,6 +13,7 @@ from splitserve.core.config import KvTransferSettings, SimSettings
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import KvMode
 from splitserve.engine.sim import SimEngine
+from splitserve.engine.sim.memory import CHAIN_BYTES
 from splitserve.kv.shm import ShmTransport
 from tests.contract.engine_contract import EngineContract
 from tests.contract.engines import Bench, Listener, started
@@ -39,7 +40,7 @@ class SimBench:
         ) -> object:
             handle = whole(self, peer, layer, source, destination)
             for block in destination:
-                self._peers[peer].block(layer, block)[3] ^= 1
+                self._peers[peer].memory.block(layer, block)[CHAIN_BYTES] ^= 1  # of its first token
             return handle
 
         with patch.object(ShmTransport, "write", write):
@@ -48,10 +49,11 @@ class SimBench:
 
 @pytest.fixture(scope="module", params=list(KvMode))
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    model, kv = ModelInfo.read(DEMO_MODEL), KvTransferSettings(mode=request.param)
+    model = ModelInfo.read(DEMO_MODEL)
+    leases = (KvTransferSettings(mode=request.param, lease_s=lease_s) for lease_s in (30, 30, 1))
     with ExitStack() as stack:
         source, destination, alone = (
-            stack.enter_context(started(SimEngine(model, SETTINGS, kv, uuid4().hex))) for _ in range(3)
+            stack.enter_context(started(SimEngine(model, SETTINGS, kv, uuid4().hex))) for kv in leases
         )
         yield SimBench(source, destination, alone, range(6, model.vocab_size))
 

@@ -92,7 +92,7 @@ def requests_both_ways(pair: tuple[SoftWorker, SoftWorker]) -> list[Request]:
     requests = []
     for number in range(REQUESTS):
         here, there = pair if number % 2 else pair[::-1]
-        ticket = Ticket(f"t{number}", 1, there.info.kv_peer, here.info.kv_peer)
+        ticket = Ticket(f"t{number}", 1, there.info.kv_peers, here.info.kv_peers)
         prompt = a_prompt(range(6, 2048), 70 + number, number)
         requests.append(Request(here, there, a_decode(prompt, greedy(20), ticket), a_prefill(prompt, ticket)))
     return requests

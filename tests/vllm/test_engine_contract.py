@@ -36,9 +36,11 @@ class VllmBench:
 
 @pytest.fixture(scope="module", params=list(KvMode))
 def bench(request: pytest.FixtureRequest, sensitive_model: Path, cores: tuple[int, int]) -> Iterator[Bench]:
-    kv = KvTransferSettings(mode=request.param)
     engines = [
-        RemoteEngine(sensitive_model, SETTINGS, kv, uuid4().hex, core) for core in (cores[0], cores[1], cores[1])
+        RemoteEngine(
+            sensitive_model, SETTINGS, KvTransferSettings(mode=request.param, lease_s=lease_s), uuid4().hex, core
+        )
+        for core, lease_s in ((cores[0], 30), (cores[1], 30), (cores[1], 1))
     ]
     for engine in engines:
         engine.spawn()

@@ -1,8 +1,9 @@
 """One job's life inside the simulated engine.
 
 One thread (the engine's) owns the job table, the schedule and the KV; `submit`, `cancel`, `hand_over` and what the
-transfer service reports are posted to it. A turn of it is one step: results of transfers, a plan, computing in real time (layer by
-layer where a prefill's KV is pushed), one batch of deltas. It waits on its command queue when there is nothing to do.
+transfer service reports are posted to it. A turn of it is one step: results of transfers, a plan, computing in real
+time (layer by layer where a prefill's KV is pushed), one batch of deltas. It waits on its command queue when there is
+nothing to do.
 """
 
 import queue
@@ -26,11 +27,11 @@ from splitserve.core.worker import (
     KvMode,
     KvPeer,
     Outcome,
-    PrefillJob,
     Ticket,
+    TransferEnd,
     rank_uuid,
 )
-from splitserve.engine.protocol import EngineInfo, EngineLoad, OnDeltas
+from splitserve.engine.protocol import EngineInfo, EngineLoad, OnDeltas, OnTransfer, unheard
 from splitserve.engine.sim.job import Running
 from splitserve.engine.sim.memory import BlockPool, ChainedKv, digest_bytes
 from splitserve.engine.sim.output import DecodeOutput
@@ -89,8 +90,8 @@ class SimEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # Engine ----------------------------------------------------------------------------------------------------------
-    def start(self, on_deltas: OnDeltas) -> EngineInfo:
-        self._on_deltas = on_deltas
+    def start(self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard) -> EngineInfo:
+        self._on_deltas, self._tell_transfer = on_deltas, on_transfer
         peer = self._service.start()
         self._thread.start()
         return EngineInfo(
@@ -122,7 +123,8 @@ class SimEngine:
     def load(self) -> EngineLoad:
         if self._broke:
             raise EngineError(self._broke)
-        return self._load
+        service = self._service
+        return replace(self._load, in_flight_bytes=service.in_flight_bytes, counts=service.counters.counts())
 
     def close(self) -> None:
         self._closing.set()
@@ -196,10 +198,9 @@ class SimEngine:
     def _refusal(self, job: Job) -> Outcome | None:
         if job.job_id in self._jobs:
             return Outcome(failure=Failure.INVALID, field="job_id", message=f"{job.job_id!r} is running already")
-        fault = prompt_fault(job, self._max_model_len, self._model.vocab_size)
-        if fault is not None or job.ticket is None:
+        fault, side = prompt_fault(job, self._max_model_len, self._model.vocab_size), side_of(job)
+        if fault is not None or job.ticket is None or side is None:
             return fault
-        side = key_of(job.ticket), isinstance(job, PrefillJob)
         if self._transfers.in_use(side):
             return not_transferred(f"ticket {side[0]} is in use; a new try takes a new epoch")
         return ticket_fault(job.ticket, side[1], self._rank, self._mode)
@@ -211,17 +212,17 @@ class SimEngine:
 
     def _hand_over(self, job_id: str, ticket: Ticket, at_end: bool) -> None:
         run = self._jobs.get(job_id)
-        if run is None or not run.decodes or not self._may_leave_with(ticket):
+        if run is None or not run.decodes or not self._may_offer(ticket):
             return
         if at_end:
             run.leaves_with = ticket
         else:
             self._transfers.hand_over(run, ticket)
 
-    def _may_leave_with(self, ticket: Ticket) -> bool:
-        """In pull mode nothing can be handed over: vLLM's stock connector, which is simulated, offers prompts alone."""
-        unusable = ticket_fault(ticket, True, self._rank, self._mode) or self._transfers.in_use((key_of(ticket), True))
-        return self._mode is KvMode.PUSH and not unusable
+    def _may_offer(self, ticket: Ticket) -> bool:
+        """Whether a decode's KV can go under this ticket. In pull mode none can: the stock connector offers prompts."""
+        fault = ticket_fault(ticket, True, self._rank, self._mode)
+        return self._mode is KvMode.PUSH and fault is None and not self._transfers.in_use((key_of(ticket), True))
 
     def _end(self, run: Running, outcome: Outcome) -> None:
         self._deltas.append(Delta(run.job.job_id, outcome=outcome))
@@ -241,6 +242,7 @@ class SimEngine:
     # Transfers -------------------------------------------------------------------------------------------------------
     def _on_transfer(self, event: TransferEnded) -> None:
         """Called on the transfer thread."""
+        self._tell_transfer(TransferEnd(event.source_side, event.stats, event.reason))
         self._commands.put(partial(self._transfer_ended, event))
 
     def _transfer_ended(self, event: TransferEnded) -> None:

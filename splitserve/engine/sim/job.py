@@ -1,4 +1,4 @@
-"""One job inside the simulated engine, from its arrival until nothing holds its blocks. Changed by the engine's thread."""
+"""One job inside the simulated engine, from its arrival until nothing holds its blocks. Engine's thread."""
 
 from dataclasses import dataclass, field
 

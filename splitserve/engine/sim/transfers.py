@@ -87,7 +87,8 @@ class Transfers:
     # Destination -----------------------------------------------------------------------------------------------------
     def claim(self, run: Running) -> None:
         """A decode has got its blocks: asks for the KV of all its tokens but the last."""
-        assert run.side is not None and run.job.ticket is not None
+        assert run.side is not None
+        assert run.job.ticket is not None
         tokens = run.sequence.tokens[: tokens_to_move(len(run.sequence.tokens))]
         blocks = tuple(run.sequence.table[: blocks_for(len(tokens), self._block_size)])
         key = self._hold(run, run.side)

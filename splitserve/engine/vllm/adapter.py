@@ -27,9 +27,10 @@ from splitserve.core.worker import (
     Outcome,
     PrefillJob,
     Ticket,
+    TransferEnd,
     TransferStats,
 )
-from splitserve.engine.protocol import EngineInfo, EngineLoad, OnDeltas
+from splitserve.engine.protocol import EngineInfo, EngineLoad, OnDeltas, OnTransfer, unheard
 from splitserve.engine.vllm.arguments import engine_arguments, prepare_environment, ranks_of, side_channel
 from splitserve.engine.vllm.connector_state import ConnectorState
 from splitserve.engine.vllm.runner import Runner, start_runner
@@ -80,13 +81,14 @@ class VllmEngine:
         self._broken: Exception | None = None
         self._closing = ExitStack()  # what `close` ends, however far `start` came
 
-    def start(self, on_deltas: OnDeltas) -> EngineInfo:
+    def start(self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard) -> EngineInfo:
         """See `Engine`. Imports vLLM (11 s on an idle machine), builds it, warms it up."""
         prepare_environment(self._kv.host, ranks_of(self._settings))
         from vllm.platforms import current_platform
 
         on_cpu = current_platform.is_cpu()
         in_process = on_cpu and ranks_of(self._settings) == 1
+        self._on_transfer = on_transfer
         self._bridge = AdapterEnd(self._connector.hear)
         self._closing.callback(self._bridge.close)
         arguments = engine_arguments(self._model, self._settings, self._kv, self._uuid, self._bridge.address, on_cpu)
@@ -291,18 +293,18 @@ class VllmEngine:
             running.job.job_id, index, tuple(tokens[:kept]), text, logprobs_of(completion.logprobs)[:kept], outcome
         )
 
-    def _on_ended(self, key: TransferKey, source_side: bool, stats: TransferStats, error: str) -> None:
+    def _on_ended(self, key: TransferKey, end: TransferEnd, error: str) -> None:
         """One side of a transfer is over."""
         running = self._jobs.get(self._by_key.get(key, ""))
         if running is None:
             return
-        running.stats = stats
+        running.stats = end.stats
         job_id = running.job.job_id
         if error:
             self._forget(job_id)
             self._runner.abort(job_id)
             self._end(job_id, Outcome(failure=Failure.TRANSFER, message=error))
-        elif source_side and (outcome := self._sent(running)) is not None:
+        elif end.source_side and (outcome := self._sent(running)) is not None:
             self._end(job_id, outcome)
 
     def _refuse(self, job_id: str, field: str, message: str) -> None:
@@ -319,8 +321,9 @@ class VllmEngine:
         return running
 
     # On the bridge's thread ------------------------------------------------------------------------------------------
-    def _hear_ended(self, key: TransferKey, source_side: bool, stats: TransferStats, error: str) -> None:
-        self._runner.post(lambda: self._on_ended(key, source_side, stats, error))
+    def _hear_ended(self, key: TransferKey, end: TransferEnd, error: str) -> None:
+        self._on_transfer(end)
+        self._runner.post(lambda: self._on_ended(key, end, error))
 
     def _hear_armed(self, job_id: str) -> None:
         self._runner.post(lambda: self._on_armed(job_id))

@@ -101,7 +101,8 @@ def _torch_is_for_cpu() -> bool:
 def _free_port(host: str) -> int:
     """One that the kernel gives to no connection: taken before vLLM binds it, it would make vLLM wait for ever."""
     first = FIRST_PORT + os.getpid() % PORTS
-    for port in (*range(first, FIRST_PORT + PORTS), *range(FIRST_PORT, first)):
+    ports: list[int] = [*range(first, FIRST_PORT + PORTS), *range(FIRST_PORT, first)]
+    for port in ports:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((host, port))
             return port

@@ -4,10 +4,11 @@
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from splitserve.core.errors import ConfigError
-from splitserve.core.worker import KvFormat, KvPeer, TransferStats
+from splitserve.core.worker import KvCounts, KvFormat, KvPeer, TransferEnd
 from splitserve.engine.protocol import EngineLoad
 from splitserve.kv.bridge import Armed, Ended, Free, FromConnector, Held, Started
 from splitserve.kv.source_ticket import merged
@@ -15,7 +16,7 @@ from splitserve.kv.transfer import TransferKey
 
 TIMEOUT_S = 60.0
 
-OnEnded = Callable[[TransferKey, bool, TransferStats, str], None]  # key, source side, stats, error
+OnEnded = Callable[[TransferKey, TransferEnd, str], None]  # key, what ended, a sentence if it failed
 OnArmed = Callable[[str], None]  # job id
 
 
@@ -68,7 +69,13 @@ class ConnectorState:
         held: Sequence[Held] = tuple(self._held.values())
         pinned = max((each.pinned_blocks for each in held), default=0)
         quarantined = max((each.quarantined_blocks for each in held), default=0)
-        return EngineLoad(max(0, self._free.blocks), max(pinned, len(self._handed)), quarantined)
+        return EngineLoad(
+            max(0, self._free.blocks),
+            max(pinned, len(self._handed)),
+            quarantined,
+            sum(each.in_flight_bytes for each in held),
+            _summed([each.counts for each in held]),
+        )
 
     def _wait(self, holds: Callable[[], bool], what: str) -> None:
         with self._changed:
@@ -87,4 +94,20 @@ class ConnectorState:
             if side:
                 self._handed.discard(key)
         if (whole and not failed) or (message.error and len(failed) == 1):
-            self._on_ended(key, side, merged([end.stats for end in ends]), message.error)
+            end = TransferEnd(side, merged([each.stats for each in ends]), message.reason)
+            self._on_ended(key, end, message.error)
+
+
+def _summed(counts: Sequence[KvCounts]) -> KvCounts:
+    """Over the ranks."""
+    dropped: Counter[str] = Counter()
+    for each in counts:
+        dropped.update(each.dropped)
+    return KvCounts(
+        sum(each.written_bytes for each in counts),
+        sum(each.writes for each in counts),
+        sum(each.cancels for each in counts),
+        sum(each.leases for each in counts),
+        sum(each.expired_leases for each in counts),
+        dict(dropped),
+    )

@@ -6,7 +6,7 @@ where a copy is over when it returns, the same code serves tests and `buffer: ho
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 
 import torch
 
@@ -55,35 +55,36 @@ class TorchMirror:
 
     def _copy(self, source: torch.Tensor, destination: torch.Tensor, blocks: Sequence[int]) -> Fence:
         try:
-            with self._on_stream():
+            with ExitStack() as stack:
+                stack.enter_context(torch.inference_mode())  # vLLM makes its tensors in it, and only it may write them
+                if self._stream is not None:
+                    stack.enter_context(torch.cuda.stream(self._stream))
                 for begin, end in runs_of(blocks, together=source.is_contiguous() and destination.is_contiguous()):
                     destination[begin:end].copy_(source[begin:end], non_blocking=True)
                 return self._fence()
         except RuntimeError as error:
             raise TransportError(f"the device can't copy KV blocks: {error}") from error
 
-    def _on_stream(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
     def _fence(self) -> Fence:
         if self._stream is None:
             return lambda: True
         event = torch.cuda.Event()
         event.record(self._stream)
-        return event.query
+        passed: Fence = event.query
+        return passed
 
     def _pin(self) -> None:
         """In place: torch's own pinned memory comes in powers of two, up to twice what is needed."""
         for layer in self._host:
-            fault = int(torch.cuda.cudart().cudaHostRegister(layer.data_ptr(), layer.numel(), 0))
-            if fault:
+            fault = torch.cuda.cudart().cudaHostRegister(layer.data_ptr(), layer.numel(), 0)
+            if fault.value:
                 raise RuntimeError(f"cudaHostRegister answered {fault}")
             self._pinned.append(layer)
 
 
 def runs_of(blocks: Sequence[int], together: bool) -> Iterator[tuple[int, int]]:
-    """Half-open ranges of consecutive blocks, in order; single blocks unless they lie `together` in memory, for then one
-    copy takes the whole range."""
+    """Half-open ranges of consecutive blocks, in order, for one copy each; of one block if blocks do not lie
+    `together` in memory."""
     begin = 0
     for index in range(1, len(blocks) + 1):
         if index == len(blocks) or not together or blocks[index] != blocks[index - 1] + 1:

@@ -3,6 +3,7 @@
 It lives where the tensors do and runs on vLLM's step thread; every call only enqueues, `drain` excepted.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +13,13 @@ from vllm.model_executor.models.utils import extract_layer_index
 
 from splitserve.core.config import KvTransferSettings
 from splitserve.core.errors import ConfigError
-from splitserve.core.worker import KvFormat, KvMode, KvPart, rank_uuid
+from splitserve.core.worker import KvCounts, KvFormat, KvMode, KvPart, rank_uuid
 from splitserve.kv.bridge import Connect, ConnectorEnd, Ended, Held, Started, ToConnector
+from splitserve.kv.connector.buffers import transport_on
 from splitserve.kv.connector.scheduler import StepMetadata
 from splitserve.kv.layout import Shard, part_of
-from splitserve.kv.nixl import NixlTransport
 from splitserve.kv.transfer import TransferEnded, TransferKey, TransferService
-from splitserve.kv.transport import Region
+from splitserve.kv.transport import Fence
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,16 @@ class WorkerHalf:
         self._block_size = block_size
         self._rank = rank
         self._group_of = group_of
-        self._bridge = ConnectorEnd(bridge, self._hear)
         self._service: TransferService | None = None
         self._layers: dict[str, int] = {}  # of the whole model, by vLLM's name
         self._loading: dict[TransferKey, str] = {}
         self._sending: dict[TransferKey, str | None] = {}  # the ended request whose blocks it pins
         self._pins: dict[str, int] = {}
         self._saved: set[int] = set()
-        self._held = (0, 0)
+        self._held = Held(rank.rank, 0, 0, 0, KvCounts())
+        self._telling = threading.Lock()
         self._on_device = False
+        self._bridge = ConnectorEnd(bridge, self._hear, self._report)
 
     @property
     def service(self) -> TransferService:
@@ -74,28 +76,29 @@ class WorkerHalf:
         part = self._part(ordered)
         kv_format = self._describe(tensors, part)
         self._on_device = tensors[0].is_cuda
-        memory_type, device = ("VRAM", tensors[0].get_device()) if self._on_device else ("DRAM", 0)
-        self._service = TransferService(
+        service = TransferService(
             uuid=self._uuid,
-            transport_factory=lambda: NixlTransport(
-                self._uuid, _regions(tensors), _storages(tensors), memory_type, device
-            ),
+            transport_factory=lambda: transport_on(tensors, self._uuid, self._settings.buffer),
             kv=kv_format,
             shard=Shard(part, self._block_size, tuple(self._group_of(name) for name in ordered)),
             settings=self._settings,
             on_event=self._tell_ended,
         )
-        self._bridge.tell(Started(self._rank.rank, kv_format, self._service.start()))
+        peer = service.start()
+        self._service = service
+        self._bridge.tell(Started(self._rank.rank, kv_format, peer))
 
     def begin(self, step: StepMetadata) -> None:
-        """Before the forward: tables first, so that `save` finds them."""
+        """Before the forward: tables first, so that `save` finds them. What vLLM calls computed a device may still be
+        computing, for steps before this one may be launched only."""
         self._loading.update(step.loading)
         self._saved.clear()
         for offer in step.offers:
             self._sending[offer.key] = None
             self.service.offer(offer)
+        fence = self._fence() if step.tables else None
         for key, tables, tokens in step.tables:
-            self.service.computing(key, tables, tokens)
+            self.service.computing(key, tables, tokens, fence)
 
     def save(self, step: StepMetadata, layer: str) -> None:
         """A layer was computed; on a device it was launched, and the event recorded now is passed once it is."""
@@ -133,7 +136,8 @@ class WorkerHalf:
             request = self._sending.pop(key, None)
             if request is not None:
                 self._pins[request] -= 1
-        self._tell_held()
+        if (self.service.pinned_blocks, self.service.quarantined_blocks) != self._held_blocks:
+            self._tell_held()
         failed = self._loaded(taken.failed)
         return KVConnectorTransferResults(
             finished_sending=self._unpinned(),
@@ -148,12 +152,16 @@ class WorkerHalf:
 
     def _computed(self, step: StepMetadata, layer: int) -> None:
         self._saved.add(layer)
-        fence = None
-        if self._on_device:
-            event = torch.cuda.Event()
-            event.record()
-            fence = event.query
-        self.service.computed(layer, step.ready, fence)
+        self.service.computed(layer, step.ready, self._fence())
+
+    def _fence(self) -> Fence | None:
+        """Passed once the device has done what was launched so far; a CPU has done it."""
+        if not self._on_device:
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        passed: Fence = event.query
+        return passed
 
     def _unpinned(self) -> set[str]:
         free = {request for request, keys in self._pins.items() if keys == 0}
@@ -174,15 +182,34 @@ class WorkerHalf:
         """Called on the transfer thread."""
         key = event.key
         self._bridge.tell(
-            Ended(self._rank.rank, key.transfer_id, key.epoch, event.source_side, event.stats, event.error)
+            Ended(
+                self._rank.rank, key.transfer_id, key.epoch, event.source_side, event.stats, event.reason, event.error
+            )
         )
 
+    @property
+    def _held_blocks(self) -> tuple[int, int]:
+        return self._held.pinned_blocks, self._held.quarantined_blocks
+
+    def _report(self) -> None:
+        """Called on the bridge's thread, also while vLLM takes no steps."""
+        if self._service is not None:
+            self._tell_held()
+
     def _tell_held(self) -> None:
-        held = (self.service.pinned_blocks, self.service.quarantined_blocks)
-        if held != self._held:
-            self._held = held
-            in_flight, counters = self.service.in_flight_bytes, self.service.counters
-            self._bridge.tell(Held(self._rank.rank, *held, in_flight, counters))
+        """Two threads tell; the lock keeps what they tell in the order in which they looked."""
+        service = self.service
+        with self._telling:
+            held = Held(
+                self._rank.rank,
+                service.pinned_blocks,
+                service.quarantined_blocks,
+                service.in_flight_bytes,
+                service.counters.counts(),
+            )
+            if held != self._held:
+                self._held = held
+                self._bridge.tell(held)
 
     # What this rank holds --------------------------------------------------------------------------------------------
     def _part(self, names: Sequence[str]) -> KvPart:
@@ -216,21 +243,3 @@ class WorkerHalf:
             mode=KvMode.PUSH,
             transport="nixl",
         )
-
-
-def _regions(tensors: Sequence[torch.Tensor]) -> list[Region]:
-    return [
-        Region(
-            base=tensor.data_ptr(),
-            stride=tensor.stride(0) * tensor.element_size(),
-            block_bytes=tensor[0].numel() * tensor.element_size(),
-            blocks=tensor.shape[0],
-        )
-        for tensor in tensors
-    ]
-
-
-def _storages(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
-    """(address, bytes) of each distinct allocation: layers often share one."""
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return sorted({(storage.data_ptr(), storage.nbytes()) for storage in storages})

@@ -17,7 +17,6 @@ from math import inf
 from random import Random
 
 from splitserve.core.config import KvTransferSettings
-from splitserve.kv.ticket import TransferKey
 from splitserve.kv.transport import WriteState
 from tests.unit.kv.blocks import SLOT
 from tests.unit.kv.numbered import Shape
@@ -67,23 +66,26 @@ class Weather:
     fail: float = 0.0
     stops: float = 0.0
     kills: float = 0.0
+    refuses: float = 0.0  # of two ranks, that the one can't reach the other's memory
 
     @classmethod
     def by(cls, dice: Random) -> "Weather":
         """A third of all runs is fair, so that targets meet every state."""
         if dice.random() < 0.33:
-            return cls(slow=dice.choice((0.0, 0.3)))
-        some = [dice.choice((0.0, 0.05, 0.2)) for _ in range(6)]
-        return cls(*some, stops=dice.choice((0.0, 0.3)), kills=dice.choice((0.0, 0.0, 0.2)))
+            return cls(slow=dice.choice((0.0, 0.4)))
+        lose, cut, double, late, fail = (dice.choice((0.0, 0.05, 0.2)) for _ in range(5))
+        stops, kills, refuses = dice.choice((0.0, 0.3)), dice.choice((0.0, 0.0, 0.2)), dice.choice((0.0, 0.0, 0.0, 0.2))
+        return cls(lose, cut, double, late, dice.choice((0.0, 0.2, 0.7)), fail, stops, kills, refuses)
 
 
 class FaultyWorld(World):
-    """`rules`: what happens to ranks by themselves is added by a subclass, in `plan`."""
+    """What its engines do is a subclass's to say."""
 
-    def __init__(self, seed: int, target: Target | None = None) -> None:
+    def __init__(self, seed: int, targets: tuple[Target, ...] = ()) -> None:
         self.dice = Random(seed)
-        self.target = target
-        self.hit = 0  # times that the target's row was met
+        self._targets = targets
+        self._met: Counter[Target] = Counter()  # how often the row of each
+        self.struck: set[Target] = set()
         self.weather = Weather.by(self.dice)
         heads = self.dice.choice((1, 2, 4))
         windowed = self.dice.random() < 0.3
@@ -98,6 +100,7 @@ class FaultyWorld(World):
         self._backlog: dict[str, list[Callable[[], None]]] = defaultdict(list)
         self._missed: set[tuple[str, str]] = set()  # (who, whom)
         self._freezes = self.dice.random() < 0.5  # a stopped process's WRITEs stop as well
+        self._strangers = [pair for pair in self.pairs() if self.dice.random() < self.weather.refuses]
         for rank in self.ranks.values():
             self._squeeze(rank)
 
@@ -239,13 +242,21 @@ class FaultyWorld(World):
         if not other.alive:
             self._prove_end(rank, other)
             return
-        self.do(other, partial(other.meet, rank))
+        self.do(other, partial(self._meet, other, rank))
         self.do(other, partial(self.at, 0.01, partial(self._answered, rank, other)))
 
     def _answered(self, rank: Rank, other: Rank) -> None:
         if other.alive:
-            self.do(rank, partial(rank.meet, other))
+            self.do(rank, partial(self._meet, rank, other))
         else:
+            self._prove_end(rank, other)
+
+    def _meet(self, rank: Rank, other: Rank) -> None:
+        if (rank, other) in self._strangers:
+            rank.refuse(other)
+        else:
+            rank.meet(other)
+        if not other.alive:  # Its words outlived it.
             self._prove_end(rank, other)
 
     def _plan_fate(self, rank: Rank) -> None:
@@ -299,14 +310,17 @@ class FaultyWorld(World):
     # The target ------------------------------------------------------------------------------------------------------
     def on_row(self, rank: Rank, row: Row, peer: str) -> None:
         super().on_row(rank, row, peer)
-        if self.target is None or self.target.row != row or self.healed:
-            return
-        self.hit += 1
-        if self.hit == self.target.nth and peer in self.ranks:
-            self._strike(self.target, rank, self.ranks[peer])
+        for target in self._targets:
+            if target.row == row and not self.healed:
+                self._met[target] += 1
+                if self._met[target] == target.nth:
+                    self._strike(target, rank, self.ranks[peer])
 
     def _strike(self, target: Target, rank: Rank, other: Rank) -> None:
         victim = other if target.peer else rank
+        if not (rank.alive and other.alive) or (target.fault is Fault.STOP and victim.uuid in self._wakes_at):
+            return
+        self.struck.add(target)
         match target.fault:
             case Fault.KILL:
                 self._kill(victim)
@@ -320,12 +334,3 @@ class FaultyWorld(World):
             for write in self.in_flight:
                 if {write.source, write.destination} == {rank, other}:
                     self._end_write(write, WriteState.FAILED)
-
-
-@dataclass(frozen=True, slots=True)
-class Leg:
-    """One planned transfer, as both workers' engines know it."""
-
-    key: TransferKey
-    source: list[Rank]
-    destination: list[Rank]

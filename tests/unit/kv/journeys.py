@@ -34,7 +34,7 @@ class Journeys(FaultyWorld):
         return self.dice.random() < share
 
     def _plan_transfer(self, key: TransferKey, prompt: Prompt, source: list[Rank], destination: list[Rank]) -> None:
-        begins, takes_s = self.dice.uniform(0.0, 1.5), self.dice.choice((0.05, 0.5, 2.0))
+        begins, takes_s = self.dice.uniform(0.0, 1.5), self.dice.choice((0.05, 0.5, 2.0, 3.5))
         claims = begins + self.dice.choice((-0.4, 0.0, 0.5 * takes_s, takes_s + 0.3, takes_s + 2.5))
         if not self.chance(0.08):
             self._plan_prefill(key, prompt, source, destination, begins, takes_s)
@@ -56,7 +56,7 @@ class Journeys(FaultyWorld):
         ends = sorted(self.dice.randint(1, tokens) for _ in range(self.dice.randint(0, 2)))
         fenced, aborts, preempts = self.chance(0.3), self.chance(0.15), self.chance(0.2)
         over_s = takes_s * self.dice.random() if aborts else takes_s
-        preempted_s, aborted_again = takes_s * self.dice.random(), self.chance(0.05)
+        preempted_s, aborted_again = takes_s * self.dice.random(), self.chance(0.15)
         again = Prompt.of(self.dice.getrandbits(32), 3, self.layers, self.heads) if self.chance(0.1) else None
         for rank in source:
             late = begins + self.dice.uniform(0.0, 0.2)
@@ -96,7 +96,7 @@ class Journeys(FaultyWorld):
             claim = partial(rank.claim, key, prompt, source, tokens, hits, limit_s, expects)
             self._soon(rank, late, claim)
             self._soon(rank, max(late, abandons_s), partial(rank.abandon, key))
-            if self.chance(0.1):
+            if self.chance(0.2):
                 self._soon(rank, max(late, abandons_s) + 0.1, partial(rank.abandon, key))
             if self.chance(0.05):
                 self._soon(rank, late + limit_s + 1.5, claim)

@@ -119,7 +119,7 @@ class Rank:
             return
         holding, begin, end = prefill.holding, prefill.done, min(end, prefill.holding.tokens)
         known = blocks_for(end, self.shard.block_size)
-        self.source.computing(key, [table[:known] for table in holding.tables], begin, self.world.now)
+        self.source.computing(key, [table[:known] for table in holding.tables], begin, None, self.world.now)
         for layer in range(self.shard.part.layers)[:layers]:
             fence = DeviceFence(partial(self._compute, holding, range(begin, end), layer))
             if fenced:
@@ -156,7 +156,6 @@ class Rank:
         prefill = self._running(key)
         if prefill is not None:
             prefill.draining = threading.Event()
-            self.fences = deque(waiting for waiting in self.fences if waiting[0] != key)
             self.source.drain([key], prefill.draining)
             self._end_drain(prefill)
 
@@ -222,6 +221,12 @@ class Rank:
             self.transport.connect(other.uuid, b"", cut)
         self.source.peer_up(other.uuid, cut, self.world.now)
         self.destination.peer_up(other.uuid, self.world.now)
+
+    def refuse(self, other: "Rank") -> None:
+        """It said Hello, and its memory can't be reached."""
+        if self.alive and other.uuid not in self.ended:
+            self.known.add(other.uuid)
+            self.destination.peer_refused(other.uuid, "its memory can't be reached", self.world.now)
 
     def miss(self, other: "Rank") -> None:
         if self.alive and other.uuid in self.known - self.ended:

@@ -32,14 +32,14 @@ def test_nothing_is_due_before_it_is_computed() -> None:
     progress = PrefillProgress(0, 1)
     cursor = cursor_of(progress, [20, 21])
     assert len(cursor.take(0, 99)) == 0
-    progress.computing([[10, 11]], 0)
+    progress.computing([[10, 11]])
     assert not cursor.due(0)
     assert len(cursor.take(0, 99)) == 0
 
 
 def test_a_late_claim_is_caught_up_with_one_copy_list() -> None:
     progress = PrefillProgress(0, 1)
-    progress.computing([[10, 11, 12]], 0)
+    progress.computing([[10, 11, 12]])
     progress.computed(0, 1 * SIZE)
     progress.computed(0, 3 * SIZE)
     cursor = cursor_of(progress, [20, 21, 22])
@@ -50,7 +50,8 @@ def test_a_late_claim_is_caught_up_with_one_copy_list() -> None:
 
 def test_no_more_is_taken_at_once_than_was_asked_for_and_the_rest_stays_due() -> None:
     progress = PrefillProgress(0, 1)
-    progress.computing([[10, 11, 12]], 3 * SIZE)
+    progress.computing([[10, 11, 12]])
+    progress.computed(None, 3 * SIZE)
     cursor = cursor_of(progress, [20, 21, 22])
     assert cursor.take(0, 2).source == (10, 11)
     assert cursor.due(0)
@@ -63,20 +64,22 @@ def test_no_more_is_taken_at_once_than_was_asked_for_and_the_rest_stays_due() ->
 def test_blocks_that_were_cached_are_due_in_every_layer_at_once() -> None:
     progress = PrefillProgress(0, 2)
     cursor = cursor_of(progress, [21, 22], first=1, layers=2)
-    progress.computing([[10, 11, 12]], 2 * SIZE)
+    progress.computing([[10, 11, 12]])
+    progress.computed(None, 2 * SIZE)
     assert [cursor.take(layer, 99).destination for layer in cursor.layers] == [(21,), (21,)]
 
 
 def test_blocks_that_the_destination_has_are_not_written() -> None:
     progress = PrefillProgress(0, 1)
     cursor = cursor_of(progress, [22], first=2)
-    progress.computing([[10, 11, 12]], 3 * SIZE)
+    progress.computing([[10, 11, 12]])
+    progress.computed(None, 3 * SIZE)
     assert cursor.take(0, 99).source == (12,)
 
 
 def test_a_partly_filled_block_is_due_only_when_it_is_the_last_and_all_its_tokens_are_there() -> None:
     progress = PrefillProgress(0, 1)
-    progress.computing([[10, 11]], 0)
+    progress.computing([[10, 11]])
     cursor = Cursor(progress, cut_of(1), 2 * SIZE - 1, [Table(0, (20, 21))])
     progress.computed(0, SIZE - 1)
     assert not cursor.due(0)
@@ -90,7 +93,8 @@ def test_a_partly_filled_block_is_due_only_when_it_is_the_last_and_all_its_token
 def test_a_claim_on_the_beginning_of_a_prompt_takes_no_block_beyond_it() -> None:
     progress = PrefillProgress(0, 1)
     cursor = cursor_of(progress, [20])
-    progress.computing([[10, 11, 12]], 3 * SIZE)
+    progress.computing([[10, 11, 12]])
+    progress.computed(None, 3 * SIZE)
     assert cursor.take(0, 99).source == (10,)
     assert cursor.complete
 
@@ -103,7 +107,8 @@ def test_a_claim_that_lacks_nothing_is_complete_before_anything_is_computed() ->
 
 def test_each_layer_is_read_from_and_written_to_the_blocks_of_its_own_group() -> None:
     progress = PrefillProgress(0, 2)
-    progress.computing([[10, 11], [50, 51]], 2 * SIZE)
+    progress.computing([[10, 11], [50, 51]])
+    progress.computed(None, 2 * SIZE)
     claimed = [Table(0, (20, 21)), Table(1, (71,))]
     cursor = Cursor(progress, cut_of(2, groups=(0, 1)), 2 * SIZE, claimed)
     full, window = cursor.take(0, 99), cursor.take(1, 99)
@@ -115,7 +120,8 @@ def test_each_layer_is_read_from_and_written_to_the_blocks_of_its_own_group() ->
 
 def test_blocks_of_different_sizes_are_written_in_cells_of_both() -> None:
     progress = PrefillProgress(0, 1)
-    progress.computing([[10, 11]], 12)
+    progress.computing([[10, 11]])
+    progress.computed(None, 12)
     cursor = Cursor(progress, cut_of(1, sizes=(6, 4)), 12, [Table(1, (21, 22))])
     due = cursor.take(0, 99)
     # Cells of two tokens: three in a source block, two in a destination block, of which the first is there already.
@@ -126,11 +132,12 @@ def test_blocks_of_different_sizes_are_written_in_cells_of_both() -> None:
 def test_a_preempted_prefill_is_written_on_from_where_it_was_with_its_new_blocks() -> None:
     progress = PrefillProgress(0, 1)
     cursor = cursor_of(progress, [20, 21])
-    progress.computing([[10, 11]], SIZE)
+    progress.computing([[10, 11]])
+    progress.computed(None, SIZE)
     assert cursor.take(0, 99).source == (10,)
     progress.preempted()
     assert len(cursor.take(0, 99)) == 0
-    progress.computing([[30, 31]], 0)
+    progress.computing([[30, 31]])
     progress.computed(0, 2 * SIZE)
     assert cursor.take(0, 99).source == (31,)
     assert cursor.complete
@@ -139,7 +146,8 @@ def test_a_preempted_prefill_is_written_on_from_where_it_was_with_its_new_blocks
 def test_more_blocks_than_the_table_has_are_never_taken_for_computed() -> None:
     progress = PrefillProgress(0, 1)
     cursor = cursor_of(progress, [20, 21])
-    progress.computing([[10]], 5 * SIZE)
+    progress.computing([[10]])
+    progress.computed(None, 5 * SIZE)
     progress.computed(0, 5 * SIZE)
     assert cursor.take(0, 99).source == (10,)
     assert not cursor.complete
@@ -147,7 +155,7 @@ def test_more_blocks_than_the_table_has_are_never_taken_for_computed() -> None:
 
 def test_layers_of_other_ranks_change_nothing_here() -> None:
     progress = PrefillProgress(2, 2)
-    progress.computing([[10]], 0)
+    progress.computing([[10]])
     for elsewhere in (0, 1, 4, 5):
         progress.computed(elsewhere, SIZE)
     assert [progress.ready(layer) for layer in (2, 3)] == [0, 0]
@@ -169,13 +177,15 @@ def test_every_claimed_block_of_every_layer_is_taken_exactly_once(
         if step == claim_after:
             cursor = cursor_of(progress, range(500 + first, 500 + total), first, layers)
         layer = data.draw(st.integers(0, layers - 1))
-        progress.computing([table], data.draw(st.integers(0, total * SIZE)))
+        progress.computing([table])
+        progress.computed(None, data.draw(st.integers(0, total * SIZE)))
         progress.computed(layer, data.draw(st.integers(0, total * SIZE)))
         if cursor is not None:
             due = cursor.take(layer, data.draw(st.integers(1, 4)))
             taken += [(layer, *pair) for pair in zip(due.source, due.destination, strict=True)]
     assert cursor is not None
-    progress.computing([table], total * SIZE)
+    progress.computing([table])
+    progress.computed(None, total * SIZE)
     for layer in cursor.layers:
         due = cursor.take(layer, 99)
         taken += [(layer, *pair) for pair in zip(due.source, due.destination, strict=True)]

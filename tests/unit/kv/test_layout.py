@@ -206,7 +206,8 @@ class Moved:
         memory = memory_of(source, 2 * total + 2, SLOT, -2, np.int32)
         place(memory, source, tables, self.whole, range(move.prompt))
         progress = PrefillProgress(source.part.first_layer, source.part.layers)
-        progress.computing(tables, move.prompt)
+        progress.computing(tables)
+        progress.computed(None, move.prompt)
         for shard, target, count in zip(self.shards, self.memories, self.written, strict=True):
             cut = slice_between(source, shard, format_of(move.source, move.layers, move.heads, SLOT))
             assert (cut is not None) == overlaps(source.part, shard.part)

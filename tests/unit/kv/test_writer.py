@@ -59,6 +59,8 @@ class Wire:
 
     def progress(self) -> None: ...
 
+    def land(self, blocks: Sequence[Sequence[int]]) -> None: ...
+
     def close(self) -> None: ...
 
     def in_flight_bytes(self, peer: str) -> int:
@@ -87,7 +89,8 @@ class Desk:
     ) -> SourceTicket:
         """A claim on so many computed blocks, numbered from `first` so that the test knows them again."""
         progress = PrefillProgress(0, LAYERS)
-        progress.computing([range(first, first + blocks)], blocks * SIZE)
+        progress.computing([range(first, first + blocks)])
+        progress.computed(None, blocks * SIZE)
         cursor = Cursor(progress, self.cut, blocks * SIZE, [Table(0, tuple(range(blocks)))])
         ticket = SourceTicket(LegKey(name, 1, peer), SourceState.PUSHING, cursor=cursor, expires_at=deadline)
         self.writer.push(ticket, now)

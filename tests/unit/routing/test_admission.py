@@ -163,7 +163,7 @@ def test_kv_that_has_arrived_no_longer_counts_as_parked() -> None:
     held = capacity(total=40)
     assert fill_with_parked_decodes(held, 9 * BLOCK) == 2
     held.progressed("parked-0", 1)
-    assert held.parked_jobs == 1
+    assert (held.parked_jobs, held.parked_blocks) == (1, 10)
     assert held.load(Pool.DECODE).parked_limit_blocks == 10
     assert held.admit(decode("next", 9 * BLOCK)) is None
 

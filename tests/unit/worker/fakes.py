@@ -25,7 +25,7 @@ from splitserve.core.worker import (
     Ticket,
     WorkerInfo,
 )
-from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnDeltas
+from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnDeltas, OnTransfer, unheard
 from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
 from splitserve.rpc.status import abort
@@ -54,8 +54,8 @@ class ScriptedEngine:
         self.broken: EngineError | None = None
         self.closed = threading.Event()
 
-    def start(self, on_deltas: OnDeltas) -> EngineInfo:
-        self._on_deltas = on_deltas
+    def start(self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard) -> EngineInfo:
+        self._on_deltas, self.end_transfer = on_deltas, on_transfer
         self.started.set()
         return INFO
 

@@ -13,7 +13,7 @@ from splitserve.core.config import KvTransferSettings, SimSettings
 from splitserve.core.errors import ConfigError, EngineError, JoinRefused, Unavailable
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import FinishReason, SamplingParams
-from splitserve.core.worker import DecodeJob, Delta, Failure, Outcome, Pool
+from splitserve.core.worker import DecodeJob, Delta, Failure, KvCounts, Outcome, Pool, TransferEnd, TransferStats
 from splitserve.engine.protocol import EngineLoad
 from splitserve.engine.sim import SimEngine
 from splitserve.rpc import convert
@@ -317,6 +317,22 @@ async def test_metrics_tell_what_ended_and_what_is_held(
     labels = {"kind": "decode", "outcome": "finished"}
     assert worker.registry.get_sample_value("splitserve_worker_jobs_total", labels) == 1
     assert worker.registry.get_sample_value("splitserve_worker_tokens_total") == 2
+
+
+async def test_metrics_tell_of_transfers_that_belong_to_no_job(
+    worker: Running, engine: ScriptedEngine, stream: Stream
+) -> None:
+    engine.end_transfer(TransferEnd(True, TransferStats(4096, writes=4, writing_s=0.1)))
+    engine.end_transfer(TransferEnd(False, TransferStats(), "peer ended"))
+    engine.held = EngineLoad(98, 2, 0, in_flight_bytes=512, counts=KvCounts(4096, 4, expired_leases=1))
+    await stream.next_load(lambda load: load.pinned_blocks == 2)
+    sample = worker.registry.get_sample_value
+    assert sample("splitserve_worker_kv_transfer_bytes_sum", {"side": "source"}) == 4096
+    failed = {"side": "destination", "reason": "peer ended"}
+    assert sample("splitserve_worker_kv_failed_transfers_total", failed) == 1
+    assert sample("splitserve_worker_kv_in_flight_bytes") == 512
+    assert sample("splitserve_worker_kv_written_bytes_total") == 4096
+    assert sample("splitserve_worker_kv_expired_leases_total") == 1
 
 
 # With a real engine -------------------------------------------------------------------------------------------------

@@ -12,11 +12,23 @@ from splitserve.cli.build import DEMO_MODEL
 from splitserve.core.config import KvTransferSettings, SimSettings
 from splitserve.core.errors import ConfigError, EngineError
 from splitserve.core.model import ModelInfo
-from splitserve.core.worker import Failure, KvMode
+from splitserve.core.worker import Failure, KvMode, Ticket
 from splitserve.engine.sim import SimEngine
 from splitserve.engine.sim.shape import kv_format
+from splitserve.kv.layout import blocks_for
 from splitserve.latency.model import Step
-from tests.contract.engines import Listener, a_decode, a_prefill, a_prompt, a_ticket, greedy, started
+from tests.contract.engines import (
+    Listener,
+    Order,
+    Orders,
+    a_decode,
+    a_prefill,
+    a_prompt,
+    a_ticket,
+    eventually,
+    greedy,
+    started,
+)
 
 MODEL = ModelInfo.read(DEMO_MODEL)
 WORDS = range(6, MODEL.vocab_size)
@@ -122,6 +134,89 @@ def test_a_pull_without_its_handover_is_refused() -> None:
     with started(an_engine(mode=KvMode.PULL)) as source, started(an_engine(mode=KvMode.PULL)) as destination:
         ticket, prompt = a_ticket(source, destination), a_prompt(WORDS, 20, 5)
         assert "handover" in destination.submit(a_decode(prompt, greedy(2), ticket)).outcome.message
+
+
+def offers(engine: Listener, tickets: dict[int, Ticket], at_end: bool = False) -> Orders:
+    """To offer a decode's KV under each ticket once it has made so many tokens."""
+
+    def offer(ticket: Ticket) -> Order:
+        return lambda run: engine.engine.hand_over(run.job.job_id, ticket, at_end=at_end)
+
+    return {after: offer(ticket) for after, ticket in tickets.items()}
+
+
+def test_kv_that_was_handed_over_stays_as_it_is_whatever_else_runs() -> None:
+    tight = QUICK.model_copy(update={"total_blocks": 10, "max_model_len": 160})
+    with started(an_engine(tight)) as source, started(an_engine()) as destination:
+        ticket, prompt = a_ticket(source, destination), a_prompt(WORDS, 60, 20)
+        run = source.submit(a_decode(prompt, greedy(40)), offers(source, {2: ticket}, at_end=True)).wait()
+        pinned = blocks_for(60 + len(run.tokens) - 1, 16)
+        assert (run.outcome.failure, source.engine.load().pinned_blocks) == (Failure.MIGRATED, pinned)
+        for seed in range(4):
+            filling = source.submit(a_decode(a_prompt(WORDS, 50, 21 + seed), greedy(30))).wait()
+            assert filling.outcome.failure is None
+        assert source.engine.load().free_blocks == 10 - pinned
+        rest = destination.submit(a_decode(prompt, greedy(40), ticket, run.tokens)).wait()
+        assert run.tokens + rest.tokens == destination.submit(a_decode(prompt, greedy(40))).wait().tokens
+        source.wait_at_rest()
+
+
+def test_blocks_that_were_offered_twice_are_pinned_once_and_until_both_are_taken(
+    pair: tuple[Listener, Listener],
+) -> None:
+    source, destination = pair
+    first, second = a_ticket(source, destination), a_ticket(source, destination)
+    prompt = a_prompt(WORDS, 60, 25)
+    run = source.submit(a_decode(prompt, greedy(20)), offers(source, {2: first, 3: second})).wait()
+    pinned = blocks_for(60 + 20 - 1, 16)
+    for ticket in (first, second):
+        assert source.engine.load().pinned_blocks == pinned
+        taken = destination.submit(a_decode(prompt, greedy(20), ticket, run.tokens[:2])).wait()
+        assert run.tokens[:2] + taken.tokens == run.tokens
+    source.wait_at_rest()
+
+
+def test_an_offer_is_of_what_was_computed_when_it_was_made(pair: tuple[Listener, Listener]) -> None:
+    source, destination = pair
+    ticket, prompt = a_ticket(source, destination), a_prompt(WORDS, 60, 27)
+    run = source.submit(a_decode(prompt, greedy(20)), offers(source, {2: ticket})).wait()
+    ahead = destination.submit(a_decode(prompt, greedy(20), ticket, run.tokens[:3]))
+    assert ahead.outcome.failure is Failure.TRANSFER
+    assert "62 tokens" in ahead.outcome.message
+
+
+def test_a_running_decodes_blocks_are_its_own_though_they_are_offered(pair: tuple[Listener, Listener]) -> None:
+    source, destination = pair
+    job = a_decode(a_prompt(WORDS, 60, 26), greedy(400))
+    source.submit(job, offers(source, {2: a_ticket(source, destination)})).wait_tokens(4)
+    assert source.engine.load().pinned_blocks == 0
+    source.engine.cancel(job.job_id)
+    eventually(lambda: source.engine.load().pinned_blocks > 0, source.engine.load)
+
+
+def test_an_offer_of_a_decode_that_is_preempted_fails_and_the_decode_does_not() -> None:
+    crowded = QUICK.model_copy(update={"total_blocks": 12, "max_model_len": 160})
+    prompts = [a_prompt(WORDS, 40, 30 + seed) for seed in range(3)]
+    with started(an_engine()) as destination, started(an_engine(crowded)) as source:
+        ticket = a_ticket(source, destination)
+        runs = [source.submit(a_decode(prompt, greedy(50))) for prompt in prompts[:2]]
+        runs.append(source.submit(a_decode(prompts[2], greedy(50)), offers(source, {2: ticket})))
+        expected = [destination.submit(a_decode(prompt, greedy(50))) for prompt in prompts]
+        assert [run.wait().tokens for run in runs] == [run.wait().tokens for run in expected]
+        source.wait_at_rest()
+        late = destination.submit(a_decode(prompts[2], greedy(50), ticket, runs[2].tokens[:2]))
+        assert late.outcome.failure is Failure.TRANSFER
+        assert "aborted" in late.outcome.message
+
+
+@pytest.mark.parametrize("mode", list(KvMode))
+def test_an_order_that_cannot_be_carried_out_leaves_the_decode_as_it_is(mode: KvMode) -> None:
+    with started(an_engine(mode=mode)) as source, started(an_engine(mode=mode)) as destination:
+        ours, theirs = a_ticket(source, destination), a_ticket(destination, source)
+        unusable = {2: ours, 3: theirs} if mode is KvMode.PULL else {3: theirs}
+        run = source.submit(a_decode(a_prompt(WORDS, 20, 40), greedy(30)), offers(source, unusable, at_end=True))
+        assert (len(run.wait().tokens), run.outcome.failure) == (30, None)
+        source.wait_at_rest()
 
 
 def test_a_job_resumed_at_its_end_ends_without_another_token(pair: tuple[Listener, Listener]) -> None:

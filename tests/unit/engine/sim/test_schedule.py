@@ -66,7 +66,7 @@ def test_a_sequence_that_waits_for_kv_gets_all_its_blocks_and_computes_nothing()
     assert (plan.parked, plan.chunks, of.pool.free) == ([parked], [], 2)
 
 
-def test_once_its_kv_is_there_a_sequence_computes_its_last_token_again_and_writes_none() -> None:
+def test_once_its_kv_is_there_a_sequence_computes_its_last_token_alone() -> None:
     of = schedule()
     parked = sequence("parked", 6, waits=True)
     of.add(parked)
@@ -76,7 +76,7 @@ def test_once_its_kv_is_there_a_sequence_computes_its_last_token_again_and_write
     plan = of.plan()
     assert planned(plan) == [("parked", 1)]
     assert plan.chunks[0].decodes
-    assert parked.written == plan.chunks[0].end == 6
+    assert (parked.computed, plan.chunks[0].end) == (5, 6)
 
 
 def test_the_queue_stops_at_the_first_that_does_not_fit() -> None:
@@ -94,7 +94,7 @@ def test_out_of_blocks_the_last_sequence_is_preempted_and_starts_anew() -> None:
     step(of)
     plan = step(of)
     assert (plan.preempted, planned(plan)) == ([last], [("first", 1)])
-    assert (last.table, last.computed, last.written) == ([], 0, 0)
+    assert (last.table, last.computed) == ([], 0)
     of.remove(first)
     of.release(first)
     assert planned(step(of)) == [("last", 9)], "with the token that it had made"
