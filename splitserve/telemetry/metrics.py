@@ -184,7 +184,8 @@ class WorkerMetrics:
 
 class _TransferMetrics:
     """What single transfers were like, by the side that this worker was on. Only those that succeeded are measured, and
-    their times only if there was anything to write."""
+    their times only if there was anything to write. A destination may have all its KV before the prefill has ended, so
+    that only the source knows by how much."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
@@ -220,7 +221,8 @@ class _TransferMetrics:
         self._writes.labels(side).observe(stats.writes)
         if stats.bytes:
             self._overlap.labels(side).observe(stats.bytes_before_prefill_ended / stats.bytes)
-            self._uncovered.labels(side).observe(stats.uncovered_s)
+            if end.source_side:
+                self._uncovered.labels(side).observe(stats.uncovered_s)
             self._queue.labels(side).observe(stats.queued_s)
         if stats.writing_s > 0:
             self._throughput.labels(side).observe(stats.bytes / stats.writing_s)

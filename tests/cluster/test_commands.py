@@ -167,7 +167,7 @@ async def test_what_dies_is_started_again_and_serves(
 async def test_a_drained_worker_stays_away(tmp_path: Path) -> None:
     with up(tmp_path, "--decode", "2") as (process, told):
         drained = await asyncio.to_thread(splitserve, "drain", "decode-1", "--router", told["address"], "--json")
-        assert json.loads(drained.stdout) == {"worker": "decode-1", "finished_requests": 0}
+        assert json.loads(drained.stdout) == {"worker": "decode-1", "finished_requests": 0, "migrated_requests": 0}
         ended = await asyncio.to_thread(process.until, "ended", name="decode-1")
         assert (ended["code"], ended["restart_in_s"]) == (0, None)
 

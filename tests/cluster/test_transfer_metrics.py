@@ -22,7 +22,6 @@ HISTOGRAMS = (
     "transfer_bytes",
     "transfer_writes",
     "overlap_ratio",
-    "uncovered_seconds",
     "write_queue_seconds",
     "link_bytes_per_second",
 )
@@ -70,6 +69,7 @@ async def test_what_was_moved_is_told_alike_on_both_sides(cluster: Cluster, clie
         await at_rest(cluster, worker, start[worker])
         now = await scraped(cluster, worker)
         assert [now[f"{name}_count", (side,)] for name in HISTOGRAMS] == [REQUESTS] * len(HISTOGRAMS)
+    assert source["uncovered_seconds_count", ("source",)] == REQUESTS
     for name in ("transfer_bytes_sum", "transfer_writes_sum", "overlap_ratio_sum"):
         assert source[name, ("source",)] == destination[name, ("destination",)] > 0, name
     assert source["written_bytes_total", ()] == source["transfer_bytes_sum", ("source",)]

@@ -8,6 +8,7 @@ import pytest
 from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.worker import Failure, KvMode
 from splitserve.kv.layout import prompt_kv_bytes, tokens_to_move
+from tests.contract.counting_contract import CountingContract
 from tests.contract.engines import Bench, Run, a_decode, a_prefill, a_prompt, a_ticket, greedy, served_alone
 from tests.contract.hand_over_contract import HandOverContract
 
@@ -52,7 +53,7 @@ def served_apart(
     return bench.destination.submit(a_decode(prompt, sampling, ticket)), prefill
 
 
-class EngineContract(HandOverContract):
+class EngineContract(HandOverContract, CountingContract):
     @pytest.fixture(autouse=True)
     def _all_blocks_come_back(self, bench: Bench) -> Iterator[None]:
         yield

@@ -10,7 +10,7 @@ from itertools import count
 from typing import Protocol
 
 from splitserve.core.request import SamplingParams
-from splitserve.core.worker import DecodeJob, Delta, Job, Outcome, PrefillJob, Ticket
+from splitserve.core.worker import DecodeJob, Delta, Job, Outcome, PrefillJob, Ticket, TransferEnd
 from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad
 
 TIMEOUT_S = 60.0
@@ -86,7 +86,8 @@ class Listener:
         self.engine = engine
         self._changed = threading.Condition()
         self._runs: dict[str, Run] = {}
-        self.info: EngineInfo = engine.start(self._hear)
+        self.transfers: list[TransferEnd] = []
+        self.info: EngineInfo = engine.start(self._hear, self.transfers.append)
         self.at_rest: EngineLoad = engine.load()
 
     def submit(self, job: Job, orders: Orders | None = None) -> Run:

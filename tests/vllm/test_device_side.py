@@ -1,4 +1,4 @@
-"""The connector's side of GPU memory, as far as a machine without a GPU allows: events before WRITEs, graphs, staging."""
+"""The connector's side of a device's memory, as far as goes without one: events before WRITEs, graphs, staging."""
 
 import multiprocessing
 from contextlib import nullcontext

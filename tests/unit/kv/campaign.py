@@ -6,21 +6,23 @@ the fault that led there. The plan is the same every time.
 """
 
 from collections import Counter, deque
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 
-from splitserve.kv.ledger import DESTINATION, SOURCE, DestinationEvent, DestinationState, SourceEvent
+from splitserve.kv.ledger import DESTINATION, SOURCE, DestinationEvent, DestinationState, SourceEvent, SourceState
 from tests.unit.kv.faults import PROCESS_FAULTS, Fault, Target
 from tests.unit.kv.journeys import Journeys
 from tests.unit.kv.rank import Row
 
+State = SourceState | DestinationState
 ROWS: frozenset[Row] = frozenset(SOURCE) | frozenset(DESTINATION)
-# An honest source says Cancelled only after a Cancel, and who has sent that is not REGISTERED any more. The row is for a
-# source that errs; `test_sides.py` has it.
+# An honest source says Cancelled only after a Cancel, and who has sent that is not REGISTERED any more. The row is for
+# a source that errs; `test_sides.py` has it.
 DISHONEST: frozenset[Row] = frozenset({(DestinationState.REGISTERED, DestinationEvent.CANCELLED)})
 KINDS = [(fault, peer) for fault in Fault for peer in (False, True) if fault in PROCESS_FAULTS or not peer]
 
+MOST_RECIPES = 8  # remembered for each transition
 DEADLIEST = (Fault.KILL_AFTER, True)  # it leads to transitions that little else leads to
 
 
@@ -51,12 +53,25 @@ class Campaign:
             self.run(Recipe(self._next_seed))
             self._next_seed += 1
 
-    def survey_until_met(self, rows: Set[Row], most: int) -> None:
-        """More seeds, until each of these transitions was met; at most so many."""
+    def seek(self, rows: Set[Row], most: int) -> None:
+        """Until each of these was met: more strikes at what leads into its state, more seeds. At most so many each."""
+        for row in sorted(rows - set(self.rows), key=str):
+            for recipe in islice(self._ways_to(row[0]), most):
+                if row in self.rows:
+                    break
+                self.run(recipe)
         for _ in range(most):
             if rows <= set(self.rows):
                 return
             self.survey(1)
+
+    def _ways_to(self, state: State) -> Iterator[Recipe]:
+        """Runs that are known to come into this state, with a fault as they do."""
+        leads = [row for row, after in _leads_to().items() if after is state is not row[0] and row in self.recipes]
+        for number in range(MOST_RECIPES):
+            for (fault, peer), row in product(KINDS, leads):
+                for recipe in self.recipes[row][number : number + 1]:
+                    yield Recipe(recipe.seed, (*recipe.targets, Target(row, fault, peer)))
 
     def strike(self, kinds_per_row: int) -> None:
         """So many kinds of fault at every transition that is known or becomes so: the other side's death, and others
@@ -79,7 +94,7 @@ class Campaign:
             if row not in self.recipes:
                 self._unstruck.append(row)
             known = self.recipes.setdefault(row, [])
-            if len(known) < 4:
+            if len(known) < MOST_RECIPES:
                 known.append(recipe)
         return world
 
@@ -99,6 +114,14 @@ class Campaign:
         for rank in world.ranks.values():
             for name in ("received", "failed", "released", "sent"):
                 self.told[name] += len(getattr(rank.told, name))
+
+
+def _leads_to() -> dict[Row, State]:
+    """The state after each transition."""
+    after: dict[Row, State] = {row: outcome[0] for row, outcome in SOURCE.items()}
+    for row, outcome in DESTINATION.items():
+        after[row] = outcome[0]
+    return after
 
 
 def moot(row: Row, fault: Fault, peer: bool) -> bool:

@@ -70,12 +70,12 @@ class Weather:
 
     @classmethod
     def by(cls, dice: Random) -> "Weather":
-        """A third of all runs is fair, so that targets meet every state."""
-        if dice.random() < 0.33:
-            return cls(slow=dice.choice((0.0, 0.4)))
+        """A quarter of all runs is fair, so that targets meet every state."""
+        if dice.random() < 0.25:
+            return cls(slow=dice.choice((0.0, 0.4, 1.0)))
         lose, cut, double, late, fail = (dice.choice((0.0, 0.05, 0.2)) for _ in range(5))
-        stops, kills, refuses = dice.choice((0.0, 0.3)), dice.choice((0.0, 0.0, 0.2)), dice.choice((0.0, 0.0, 0.0, 0.2))
-        return cls(lose, cut, double, late, dice.choice((0.0, 0.2, 0.7)), fail, stops, kills, refuses)
+        slow, refuses = dice.choice((0.0, 0.2, 0.7, 1.0)), dice.choice((0.0, 0.0, 0.0, 0.2))
+        return cls(lose, cut, double, late, slow, fail, dice.choice((0.0, 0.3, 0.6)), dice.choice((0.0, 0.3)), refuses)
 
 
 class FaultyWorld(World):

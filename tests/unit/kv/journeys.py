@@ -54,7 +54,7 @@ class Journeys(FaultyWorld):
         tokens = len(prompt.tokens)
         hit = self.dice.randint(0, tokens - 1) if self.chance(0.3) else 0
         ends = sorted(self.dice.randint(1, tokens) for _ in range(self.dice.randint(0, 2)))
-        fenced, aborts, preempts = self.chance(0.3), self.chance(0.15), self.chance(0.2)
+        fenced, aborts, preempts = self.chance(0.3), self.chance(0.25), self.chance(0.2)
         over_s = takes_s * self.dice.random() if aborts else takes_s
         preempted_s, aborted_again = takes_s * self.dice.random(), self.chance(0.15)
         again = Prompt.of(self.dice.getrandbits(32), 3, self.layers, self.heads) if self.chance(0.1) else None
@@ -65,7 +65,7 @@ class Journeys(FaultyWorld):
                 layers = 1 if self.chance(0.2) else None
                 step = late + takes_s * (number + 1) / (len(ends) + 1)
                 self._soon(rank, step, partial(rank.chunk, key, end, layers, fenced))
-                self._soon(rank, step + self.dice.expovariate(10.0), rank.open_fences)
+                self._soon(rank, step + self.dice.expovariate(10.0), partial(rank.open_fences))
             if preempts:
                 self._soon(rank, late + preempted_s, partial(rank.preempt, key))
             self._soon(rank, late + over_s, partial(rank.abort_prefill if aborts else rank.end_prefill, key))

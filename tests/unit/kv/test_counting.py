@@ -58,3 +58,15 @@ def test_bytes_are_in_flight_until_their_write_has_ended(pair: Pair) -> None:
     assert pair.prefiller.service.in_flight_bytes == 0
     assert pair.prefiller.service.counters.counts().written_bytes == whole
     assert pair.decoder.service.counters.counts().written_bytes == 0
+
+
+def test_how_long_before_the_end_of_its_prefill_a_transfer_was_done_is_known_at_the_source(pair: Pair) -> None:
+    pair.offer()
+    pair.claim()
+    pair.forward(0, len(pair.source_blocks))
+    pair.decoder.wait_for("received", pair.key)
+    pair.prefiller.service.prefill_ended(pair.key)
+    pair.prefiller.wait_for("sent", pair.key)
+    sent, received = pair.prefiller.event(pair.key, True).stats, pair.decoder.event(pair.key, False).stats
+    assert sent.uncovered_s < 0
+    assert received.bytes_before_prefill_ended == received.bytes == sent.bytes

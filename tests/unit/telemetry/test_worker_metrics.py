@@ -77,9 +77,15 @@ def test_uncovered_time_is_told_apart_on_either_side_of_zero(
     scraped: Scraped, uncovered_s: float, above: str, within: str
 ) -> None:
     stats = TransferStats(1, 1, uncovered_s, 1, 0.001)
-    scraped.metrics.transferred(TransferEnd(False, stats))
-    assert scraped("kv_uncovered_seconds_bucket", le=above, **DESTINATION) == 0
-    assert scraped("kv_uncovered_seconds_bucket", le=within, **DESTINATION) == 1
+    scraped.metrics.transferred(TransferEnd(True, stats))
+    assert scraped("kv_uncovered_seconds_bucket", le=above, **SOURCE) == 0
+    assert scraped("kv_uncovered_seconds_bucket", le=within, **SOURCE) == 1
+
+
+def test_only_the_source_knows_how_long_before_the_end_of_its_prefill_it_was_done(scraped: Scraped) -> None:
+    scraped.metrics.transferred(TransferEnd(False, STATS))
+    assert scraped("kv_overlap_ratio_count", **DESTINATION) == 1
+    assert scraped("kv_uncovered_seconds_count", **DESTINATION) is None
 
 
 def test_a_transfer_with_nothing_to_write_has_no_times(scraped: Scraped) -> None:
