@@ -60,7 +60,7 @@ class Engine(Protocol):
     def hand_over(self, job_id: str, ticket: Ticket, *, at_end: bool) -> None:
         """Offers the KV of a running decode under this ticket: that of the tokens so far, or with `at_end` that of all
         tokens when it stops, which it does at the next token. Its last Delta then says Failure.MIGRATED. Ignored if the
-        job is unknown or ends first; Failure.INVALID in the Delta of a job that can't be handed over."""
+        job is unknown, ends first or has not made a token here."""
 
     def connect(self, peers: Sequence[KvPeer]) -> None:
         """Connects the KV control channel and transport to these peers before the first request needs them."""

@@ -66,7 +66,8 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Source: tokens whose KV `destination` may claim, or the beginning of it. `blocks`: how many hold it."""
+    """Source: tokens whose KV `destination` may claim, or the beginning of it; no more than will be computed. `blocks`:
+    how many outlive their job for it."""
 
     key: TransferKey
     destination: tuple[KvPeer, ...]

@@ -5,6 +5,7 @@ and writes what a step needs into `StepMetadata`; `worker.py` holds the tensors.
 This package and `engine/vllm` are the only ones that import vLLM.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
     KVConnectorRole,
-    KVConnectorTransferResults,
     SupportsHMA,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPullConnector
@@ -21,6 +21,7 @@ from splitserve.core.config import CudaGraphs, KvTransferSettings
 from splitserve.kv.bridge import Armed, ConnectorEnd, Free, HandOver, ToConnector
 from splitserve.kv.connector.model import group_of, kv_groups, rank_of
 from splitserve.kv.connector.scheduler import SchedulerHalf, StepMetadata
+from splitserve.kv.connector.versions import CompletionHooks, TransferResults, heads_first_layout, refuse_broken_pull
 from splitserve.kv.connector.worker import WorkerHalf
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class _BlockReports:
         return self._pool is not None and self._pool.get_num_free_blocks() != self._told
 
 
-class PushConnector(_BlockReports, KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+class PushConnector(_BlockReports, CompletionHooks, KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """Layer-wise push (kv_transfer.mode: push)."""
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
@@ -93,7 +94,7 @@ class PushConnector(_BlockReports, KVConnectorBase_V1, SupportsHMA):  # type: ig
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: "VllmConfig") -> str:
-        return "LBHNC"  # heads outside tokens: one block of one layer is one run of bytes
+        return heads_first_layout()
 
     # Scheduler half
     def _hear(self, message: ToConnector) -> None:
@@ -152,10 +153,14 @@ class PushConnector(_BlockReports, KVConnectorBase_V1, SupportsHMA):  # type: ig
         """Nothing to wait for: a request runs only after all its KV is there."""
 
     def wait_for_save(self) -> None:
-        self._worker.settle(self._get_connector_metadata())
+        """Not called in every step by every release: `_completions` does what is due."""
 
-    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+    def _completions(self) -> TransferResults:
+        self._worker.settle(self._get_connector_metadata())
         return self._worker.results()
+
+    def _loading(self) -> Collection[str]:
+        return self._worker.loading
 
     def shutdown(self) -> None:
         if self.role == KVConnectorRole.WORKER:
@@ -168,6 +173,7 @@ class PullConnector(_BlockReports, NixlPullConnector):  # type: ignore[misc]
     """vLLM's stock pull connector (kv_transfer.mode: pull), which also reports free blocks."""
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
+        refuse_broken_pull()
         super().__init__(vllm_config, role, kv_cache_config)
         self._extra = vllm_config.kv_transfer_config.get_from_extra_config
         if role == KVConnectorRole.SCHEDULER:

@@ -15,6 +15,7 @@ from vllm.v1.request import RequestStatus
 
 from splitserve.core.worker import KvPeer
 from splitserve.kv.bridge import HandOver
+from splitserve.kv.connector.versions import BlockIds, BlockTables
 from splitserve.kv.job_params import DESTINATION, peers_of
 from splitserve.kv.layout import blocks_for, first_kept_block, full_blocks, prompt_hash, tokens_to_move
 from splitserve.kv.transfer import Claim, Offer, Table, TransferKey
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 FINISHED_WELL = (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
-
-Tables = Sequence[Sequence[int]]  # block ids per KV group
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class StepMetadata(KVConnectorMetadata):  # type: ignore[misc]
 
     offers: list[Offer] = field(default_factory=list)
     preempted: list[TransferKey] = field(default_factory=list)
-    tables: list[tuple[TransferKey, Tables, int]] = field(default_factory=list)  # key, blocks, tokens computed
+    tables: list[tuple[TransferKey, BlockIds, int]] = field(default_factory=list)  # key, blocks, tokens computed
     ready: list[tuple[TransferKey, int]] = field(default_factory=list)  # key, tokens computed after this step
     claims: list[Claim] = field(default_factory=list)
     ended: list[TransferKey] = field(default_factory=list)
@@ -91,6 +90,7 @@ class SchedulerHalf:
         self._by_job_id: dict[str, _Job] = {}
         self._next = StepMetadata()
         self._sending: set[str] = set()
+        self._tables = BlockTables()
 
     # Another thread --------------------------------------------------------------------------------------------------
     def hand_over(self, order: HandOver) -> None:
@@ -115,7 +115,8 @@ class SchedulerHalf:
             job.destination = _Destination(key, peers, params["deadline_s"])
             return
         job.source = key
-        self._next.offers.append(self._offer(key, peers, request.prompt_token_ids))
+        prompt = array("i", request.prompt_token_ids)
+        self._next.offers.append(Offer(key, peers, prompt, blocks_for(len(prompt), self._block_size)))
 
     def external_tokens(self, request: "Request", computed: int) -> tuple[int, bool]:
         """Tokens that will come from the source; vLLM asks on every step, so this only looks."""
@@ -144,6 +145,7 @@ class SchedulerHalf:
     def step(self, output: "SchedulerOutput") -> StepMetadata:
         """Takes what gathered since the last step and adds what this one computes of offered prompts."""
         metadata, self._next = self._next, StepMetadata()
+        self._tables.follow(output)
         self._note_preempted(output, metadata)
         for request in output.scheduled_new_reqs:
             self._note_scheduled(metadata, output, request.req_id, request.num_computed_tokens)
@@ -152,7 +154,7 @@ class SchedulerHalf:
             self._note_scheduled(metadata, output, request_id, computed)
         return metadata
 
-    def finish(self, request: "Request", tables: Tables) -> bool:
+    def finish(self, request: "Request", tables: BlockIds) -> bool:
         """A request ended. True for a source: its blocks stay until the worker halves report them sent."""
         job = self._jobs.pop(request.request_id, None)
         if job is None:
@@ -180,21 +182,21 @@ class SchedulerHalf:
     def busy(self) -> bool:
         return bool(self._sending) or not self._next.empty
 
-    def _offer(self, key: TransferKey, peers: tuple[KvPeer, ...], tokens: Sequence[int]) -> Offer:
-        return Offer(key, peers, array("i", tokens), blocks_for(len(tokens), self._block_size))
-
     def _offer_computed(
-        self, metadata: StepMetadata, request: "Request", order: HandOver, tables: Tables
+        self, metadata: StepMetadata, request: "Request", order: HandOver, tables: BlockIds
     ) -> TransferKey:
-        """Offers what is computed of a decode. A token that was sampled has the KV of all before it computed."""
+        """Offers what is computed of a decode. A token that was sampled has the KV of all before it computed. While it
+        decodes on, the blocks are its own and none is kept for the offer."""
         key = TransferKey(order.transfer_id, order.epoch)
         computed = min(request.num_computed_tokens, tokens_to_move(request.num_tokens))
-        metadata.offers.append(self._offer(key, order.destination, request.all_token_ids[:computed]))
+        tokens = array("i", request.all_token_ids[:computed])
+        kept = blocks_for(computed, self._block_size) if order.at_end else 0
+        metadata.offers.append(Offer(key, order.destination, tokens, kept))
         metadata.tables.append((key, tables, computed))
         metadata.ended.append(key)
         return key
 
-    def _claimed_tables(self, blocks: Tables, computed: int, tokens: int) -> tuple[Table, ...]:
+    def _claimed_tables(self, blocks: BlockIds, computed: int, tokens: int) -> tuple[Table, ...]:
         """Per group the blocks that the source is to fill: none that are computed, none that no layer looks at."""
         return tuple(_table(ids, group, computed, tokens) for ids, group in zip(blocks, self._groups, strict=True))
 
@@ -203,6 +205,7 @@ class SchedulerHalf:
             if job.scheduled and job.request.status == RequestStatus.PREEMPTED:
                 job.scheduled = False
                 metadata.preempted += [*([job.source] if job.source is not None else []), *job.handed]
+                metadata.aborted += job.handed  # what it computes anew is not offered again
 
     def _note_scheduled(
         self, metadata: StepMetadata, output: "SchedulerOutput", request_id: str, computed: int
@@ -213,16 +216,13 @@ class SchedulerHalf:
         job.scheduled = True
         if job.source is not None:
             end = computed + output.num_scheduled_tokens[request_id]
-            metadata.tables.append((job.source, self._tables(output, request_id), computed))
+            metadata.tables.append((job.source, self._tables.of(request_id), computed))
             metadata.ready.append((job.source, min(end, job.request.num_prompt_tokens)))
         while job.copies:
-            key = self._offer_computed(metadata, job.request, job.copies.pop(0), self._tables(output, request_id))
+            key = self._offer_computed(metadata, job.request, job.copies.pop(0), self._tables.of(request_id))
             job.handed.append(key)
             if any(group.window is not None for group in self._groups):
                 metadata.aborted.append(key)  # as it decodes on, blocks fall out of the window while they are read
-
-    def _tables(self, output: "SchedulerOutput", request_id: str) -> Tables:
-        return tuple(tuple(ids) for ids in output.kv_connector_block_state.get_block_ids(request_id))
 
 
 def _table(ids: Sequence[int], group: Group, computed: int, tokens: int) -> Table:

@@ -4,11 +4,10 @@ It lives where the tensors do and runs on vLLM's step thread; every call only en
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 from vllm.model_executor.models.utils import extract_layer_index
 
 from splitserve.core.config import KvTransferSettings
@@ -17,6 +16,7 @@ from splitserve.core.worker import KvCounts, KvFormat, KvMode, KvPart, rank_uuid
 from splitserve.kv.bridge import Connect, ConnectorEnd, Ended, Held, Started, ToConnector
 from splitserve.kv.connector.buffers import transport_on
 from splitserve.kv.connector.scheduler import StepMetadata
+from splitserve.kv.connector.versions import TransferResults
 from splitserve.kv.layout import Shard, part_of
 from splitserve.kv.transfer import TransferEnded, TransferKey, TransferService
 from splitserve.kv.transport import Fence
@@ -129,7 +129,12 @@ class WorkerHalf:
         if step.preempted:
             self.service.drain(step.preempted)
 
-    def results(self) -> KVConnectorTransferResults:
+    @property
+    def loading(self) -> Collection[str]:
+        """Requests whose KV is on its way."""
+        return self._loading.values()
+
+    def results(self) -> TransferResults:
         """Completions since the last step. vLLM must hear of each request once."""
         taken = self.service.take_results()
         for key in taken.sent:
@@ -139,7 +144,7 @@ class WorkerHalf:
         if (self.service.pinned_blocks, self.service.quarantined_blocks) != self._held_blocks:
             self._tell_held()
         failed = self._loaded(taken.failed)
-        return KVConnectorTransferResults(
+        return TransferResults(
             finished_sending=self._unpinned(),
             finished_recving=self._loaded(taken.received) | self._loaded(taken.released) | failed,
             failed_recving=failed,

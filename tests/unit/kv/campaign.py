@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice, product
 
 from splitserve.kv.ledger import DESTINATION, SOURCE, DestinationEvent, DestinationState, SourceEvent, SourceState
-from tests.unit.kv.faults import PROCESS_FAULTS, Fault, Target
+from tests.unit.kv.faults import ONE_SIDED, Fault, Target
 from tests.unit.kv.journeys import Journeys
 from tests.unit.kv.rank import Row
 
@@ -20,7 +20,7 @@ ROWS: frozenset[Row] = frozenset(SOURCE) | frozenset(DESTINATION)
 # An honest source says Cancelled only after a Cancel, and who has sent that is not REGISTERED any more. The row is for
 # a source that errs; `test_sides.py` has it.
 DISHONEST: frozenset[Row] = frozenset({(DestinationState.REGISTERED, DestinationEvent.CANCELLED)})
-KINDS = [(fault, peer) for fault in Fault for peer in (False, True) if fault in PROCESS_FAULTS or not peer]
+KINDS = [(fault, peer) for fault in Fault for peer in (False, True) if fault in ONE_SIDED or not peer]
 
 MOST_RECIPES = 8  # remembered for each transition
 DEADLIEST = (Fault.KILL_AFTER, True)  # it leads to transitions that little else leads to

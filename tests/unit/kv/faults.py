@@ -17,6 +17,8 @@ from math import inf
 from random import Random
 
 from splitserve.core.config import KvTransferSettings
+from splitserve.kv.ledger import SourceState
+from splitserve.kv.ticket import LegKey
 from splitserve.kv.transport import WriteState
 from tests.unit.kv.blocks import SLOT
 from tests.unit.kv.numbered import Shape
@@ -33,6 +35,7 @@ class Fault(Enum):
     KILL = auto()  # at once: what it was about to say is not said
     KILL_AFTER = auto()  # once it has said it
     STOP = auto()
+    GIVE_UP = auto()  # the engine aborts the prefill, or abandons the claim
     DELAY = auto()
     DUPLICATE = auto()
     REORDER = auto()
@@ -40,7 +43,7 @@ class Fault(Enum):
     LOSE = auto()
 
 
-PROCESS_FAULTS = frozenset({Fault.KILL, Fault.KILL_AFTER, Fault.STOP})
+ONE_SIDED = frozenset({Fault.KILL, Fault.KILL_AFTER, Fault.STOP, Fault.GIVE_UP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,15 +311,16 @@ class FaultyWorld(World):
                     self.at(self.dice.expovariate(20.0), lambda one=one: self._answered(rank, one))  # type: ignore[misc]
 
     # The target ------------------------------------------------------------------------------------------------------
-    def on_row(self, rank: Rank, row: Row, peer: str) -> None:
-        super().on_row(rank, row, peer)
+    def on_row(self, rank: Rank, row: Row, leg: LegKey) -> None:
+        super().on_row(rank, row, leg)
         for target in self._targets:
             if target.row == row and not self.healed:
                 self._met[target] += 1
                 if self._met[target] == target.nth:
-                    self._strike(target, rank, self.ranks[peer])
+                    self._strike(target, rank, leg)
 
-    def _strike(self, target: Target, rank: Rank, other: Rank) -> None:
+    def _strike(self, target: Target, rank: Rank, leg: LegKey) -> None:
+        other = self.ranks[leg.peer]
         victim = other if target.peer else rank
         if not (rank.alive and other.alive) or (target.fault is Fault.STOP and victim.uuid in self._wakes_at):
             return
@@ -328,6 +332,10 @@ class FaultyWorld(World):
                 self.at(0.0, partial(self._kill, victim))
             case Fault.STOP:
                 self.at(0.0, partial(self._stop, victim))
+            case Fault.GIVE_UP:
+                sends = isinstance(target.row[0], SourceState) is not target.peer
+                give_up = victim.abort_prefill if sends else victim.abandon
+                self.at(0.0, partial(self.do, victim, partial(give_up, leg.transfer)))
             case _:
                 self._suffering[frozenset((rank.uuid, other.uuid)), target.fault] = self.now + FAULT_S
         if target.fault is Fault.TRUNCATE:

@@ -21,7 +21,7 @@ from splitserve.kv.messages import Cancel, Cancelled, Codec, Done, Failed, Malfo
 from splitserve.kv.outlet import Outlet
 from splitserve.kv.source import SourceSide
 from splitserve.kv.source_ticket import Answer, SourceTicket
-from splitserve.kv.ticket import Claim, Counters, Offer, Results, Table, TransferEnded, TransferKey
+from splitserve.kv.ticket import Claim, Counters, LegKey, Offer, Results, Table, TransferEnded, TransferKey
 from splitserve.kv.transport import Transport
 from tests.unit.kv.blocks import BLOCKS, GROUPS, SLOT, DeviceFence, Holding, Pool, Prefill, Prompt
 from tests.unit.kv.numbered import held, memory_of, place
@@ -43,29 +43,29 @@ class Surroundings(Protocol):
     def on_connect(self, rank: "Rank", peer: str) -> None:
         """This rank wants to say Hello to the other."""
 
-    def on_row(self, rank: "Rank", row: Row, peer: str) -> None:
-        """It is about to make this transition of a leg with that peer."""
+    def on_row(self, rank: "Rank", row: Row, leg: LegKey) -> None:
+        """It is about to make this transition."""
 
 
 class WatchedSource(SourceSide):
     """Tells of each transition before it is made."""
 
-    watch: Callable[[Row, str], None]
+    watch: Callable[[Row, LegKey], None]
 
     def _fire(self, ticket: SourceTicket, event: SourceEvent, now: float, answer: Answer | None = None) -> None:
         if (ticket.state, event) in SOURCE:
-            self.watch((ticket.state, event), ticket.peer)
+            self.watch((ticket.state, event), ticket.key)
         super()._fire(ticket, event, now, answer)
 
 
 class WatchedDestination(DestinationSide):
-    watch: Callable[[Row, str], None]
+    watch: Callable[[Row, LegKey], None]
 
     def _fire(
         self, ticket: DestinationTicket, event: DestinationEvent, now: float, reason: str = "", error: str = ""
     ) -> None:
         if (ticket.state, event) in DESTINATION:
-            self.watch((ticket.state, event), ticket.key.peer)
+            self.watch((ticket.state, event), ticket.key)
         super()._fire(ticket, event, now, reason, error)
 
 
@@ -325,5 +325,5 @@ class Rank:
         if self.alive:
             self.world.on_connect(self, peer.uuid)
 
-    def _watch(self, row: Row, peer: str) -> None:
-        self.world.on_row(self, row, peer)
+    def _watch(self, row: Row, leg: LegKey) -> None:
+        self.world.on_row(self, row, leg)

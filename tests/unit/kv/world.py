@@ -14,7 +14,7 @@ import numpy as np
 from splitserve.core.config import KvTransferSettings
 from splitserve.core.worker import KvFormat, rank_uuid
 from splitserve.kv.layout import Shard, Slice
-from splitserve.kv.ticket import TransferKey
+from splitserve.kv.ticket import LegKey, TransferKey
 from splitserve.kv.transport import TransportError, WriteState
 from tests.unit.kv.blocks import SLOT, Holding, Prompt
 from tests.unit.kv.numbered import Array, Shape, elements, flat, format_of
@@ -154,7 +154,7 @@ class World:
     def on_connect(self, rank: Rank, peer: str) -> None:
         """This rank wants to say Hello to the other."""
 
-    def on_row(self, rank: Rank, row: Row, peer: str) -> None:
+    def on_row(self, rank: Rank, row: Row, leg: LegKey) -> None:
         self.rows[row] += 1
 
     # What the world does to ranks ------------------------------------------------------------------------------------
