@@ -78,6 +78,8 @@ class ShmTransport:
             memory = _open(_decode(address))
             _check(self._own, cut.source, cut)
             _check(memory, cut.destination, cut)
+            if cut.whole_blocks and memory.block_bytes != self._own.block_bytes:
+                raise TransportError(f"the peer's blocks have {memory.block_bytes} bytes, ours {self._own.block_bytes}")
             self._peers[peer] = _Peer(memory, cut)
 
     def disconnect(self, peer: str) -> None:

@@ -6,11 +6,25 @@ from typing import Any
 import numpy as np
 import pytest
 
+from splitserve.core.worker import KvFormat, KvMode
+from splitserve.kv.layout import Shard, Slice, part_of, slice_between
 from splitserve.kv.shm import ShmTransport
 from splitserve.kv.transport import Region, Transport
 
-LAYERS, BLOCKS, BLOCK_BYTES = 2, 12, 4096
+LAYERS, BLOCKS, BLOCK_BYTES, BLOCK_SIZE = 2, 12, 4096, 16
+SHARD = Shard(part_of(0, 1, 1, 0, LAYERS), BLOCK_SIZE, (0,) * LAYERS)
 KINDS = ("shm", pytest.param("nixl", marks=pytest.mark.nixl))
+
+
+def kv_format(kind: str, block_bytes: int = BLOCK_BYTES) -> KvFormat:
+    return KvFormat("demo", "float32", BLOCK_SIZE, LAYERS, 1, 8, block_bytes, KvMode.PUSH, kind)
+
+
+def whole_blocks(block_bytes: int = BLOCK_BYTES) -> Slice:
+    """Everything: both ends are one rank with the whole model."""
+    cut = slice_between(SHARD, SHARD, kv_format("any", block_bytes))
+    assert cut is not None
+    return cut
 
 
 @dataclass

@@ -11,16 +11,12 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from splitserve.core.config import KvTransferSettings
-from splitserve.core.worker import KvFormat, KvMode, KvPeer
+from splitserve.core.worker import KvPeer
 from splitserve.kv.transfer import TransferService
-from tests.contract.kv_endpoints import BLOCK_BYTES, LAYERS, Endpoint, make_endpoint
+from tests.contract.kv_endpoints import BLOCK_SIZE, LAYERS, SHARD, Endpoint, kv_format, make_endpoint
 
 SETTINGS = KvTransferSettings(peer_silent_s=1.0, lease_s=60.0)
 TIMEOUT_S = 60.0
-
-
-def kv_format(kind: str) -> KvFormat:
-    return KvFormat("demo", "float32", 16, LAYERS, 1, 8, BLOCK_BYTES, KvMode.PUSH, kind)
 
 
 class LocalWorker:
@@ -33,7 +29,7 @@ class LocalWorker:
             self.endpoint = make_endpoint(kind, uuid)
             return self.endpoint.transport
 
-        self.service = TransferService(uuid, make, kv_format(kind), SETTINGS, lambda _: None)
+        self.service = TransferService(uuid, make, kv_format(kind), SHARD, SETTINGS, lambda _: None)
 
     @property
     def memory(self) -> Any:
@@ -72,9 +68,10 @@ class RemoteWorker:
         return self.pipe.recv()
 
     def forward(self, key: object, blocks: Sequence[int], begin: int, end: int) -> None:
-        self.call("computing", key, tuple(blocks[:end]), begin)
+        """Blocks below `begin` are there, those below `end` are computed layer by layer."""
+        self.call("computing", key, [tuple(blocks[:end])], begin * BLOCK_SIZE)
         for layer in range(LAYERS):
-            self.call("computed", layer, [(key, end)])
+            self.call("computed", layer, [(key, end * BLOCK_SIZE)])
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process.pid is not None

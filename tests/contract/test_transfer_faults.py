@@ -5,14 +5,16 @@ from collections.abc import Callable
 
 import pytest
 
-from splitserve.kv.transfer import Claim, Offer, Results, TransferKey
-from tests.contract.kv_endpoints import BLOCK_BYTES, KINDS, LAYERS, skip_without
+from splitserve.core.worker import KvPeer
+from splitserve.kv.layout import prompt_hash
+from splitserve.kv.transfer import Claim, Offer, Results, Table, TransferKey
+from tests.contract.kv_endpoints import BLOCK_BYTES, BLOCK_SIZE, KINDS, LAYERS, skip_without
 from tests.contract.kv_worker import LocalWorker, RemoteWorker, local_worker, remote_worker
 from tests.unit.kv.rig import wait_until
 
 KEY = TransferKey("transfer", 1)
-HASH = b"p" * 16
 SOURCE_BLOCKS, CLAIMED = (1, 2, 3, 4), (9, 7, 11, 5)
+PROMPT = tuple(range(len(CLAIMED) * BLOCK_SIZE))
 
 
 @pytest.fixture(params=KINDS)
@@ -21,10 +23,18 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def claim_on(source: KvPeer) -> Claim:
+    return Claim(KEY, (source,), prompt_hash(PROMPT), len(PROMPT), (Table(0, CLAIMED),), 600.0)
+
+
+def offer_to(destination: KvPeer) -> Offer:
+    return Offer(KEY, (destination,), PROMPT, len(SOURCE_BLOCKS))
+
+
 def push_half(source: RemoteWorker, decoder: LocalWorker) -> None:
     """A claim of ours, of which the other process has written two blocks of four."""
-    decoder.service.claim(Claim(KEY, source.peer, HASH, 0, CLAIMED, 600.0))
-    source.call("offer", Offer(KEY, decoder.service.peer, HASH, len(SOURCE_BLOCKS)))
+    decoder.service.claim(claim_on(source.peer))
+    source.call("offer", offer_to(decoder.service.peer))
     source.forward(KEY, SOURCE_BLOCKS, 0, 2)
     last = LAYERS - 1
     wait_until(lambda: decoder.memory[last, CLAIMED[1], -1] == SOURCE_BLOCKS[1] + 1, "two blocks have come")
@@ -83,9 +93,9 @@ def test_a_transfer_goes_on_when_a_stopped_source_wakes(kind: str) -> None:
 @pytest.mark.parametrize("stop_first", [False, True])
 def test_a_killed_destination_gives_the_source_its_blocks_back(kind: str, stop_first: bool) -> None:
     with local_worker(kind, "prefiller") as prefiller, remote_worker(kind, "decoder") as decoder:
-        decoder.call("claim", Claim(KEY, prefiller.service.peer, HASH, 0, CLAIMED, 600.0))
-        prefiller.service.offer(Offer(KEY, decoder.peer, HASH, len(SOURCE_BLOCKS)))
-        prefiller.service.computing(KEY, SOURCE_BLOCKS, 2)
+        decoder.call("claim", claim_on(prefiller.service.peer))
+        prefiller.service.offer(offer_to(decoder.peer))
+        prefiller.service.computing(KEY, [SOURCE_BLOCKS], 2 * BLOCK_SIZE)
         written = 2 * LAYERS * BLOCK_BYTES
         wait_until(lambda: prefiller.service.counters.bytes_written == written, "two blocks are written")
         if stop_first:
@@ -101,8 +111,8 @@ def test_an_unclaimed_prefill_for_a_killed_destination_does_not_wait_for_its_lea
     with local_worker(kind, "prefiller") as prefiller, remote_worker(kind, "decoder") as decoder:
         prefiller.service.connect([decoder.peer])
         wait_until(lambda: bool(prefiller.service.connected), "they are connected")
-        prefiller.service.offer(Offer(KEY, decoder.peer, HASH, len(SOURCE_BLOCKS)))
-        prefiller.service.computing(KEY, SOURCE_BLOCKS, 4)
+        prefiller.service.offer(offer_to(decoder.peer))
+        prefiller.service.computing(KEY, [SOURCE_BLOCKS], 4 * BLOCK_SIZE)
         prefiller.service.prefill_ended(KEY)
         wait_until(lambda: prefiller.service.pinned_blocks == len(SOURCE_BLOCKS), "the blocks are pinned")
         decoder.kill()

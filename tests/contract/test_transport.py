@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from splitserve.kv.transport import TransportError, WriteState
-from tests.contract.kv_endpoints import BLOCK_BYTES, BLOCKS, KINDS, LAYERS, Endpoint, make_endpoint, skip_without
+from tests.contract.kv_endpoints import (
+    BLOCK_BYTES,
+    BLOCKS,
+    KINDS,
+    LAYERS,
+    Endpoint,
+    make_endpoint,
+    skip_without,
+    whole_blocks,
+)
 
 TIMEOUT_S = 30.0
 
@@ -34,7 +43,7 @@ def pair(kind: str) -> Iterator[tuple[Endpoint, Endpoint]]:
 
 
 def connect(source: Endpoint, destination: Endpoint) -> None:
-    source.transport.connect(destination.uuid, destination.transport.address)
+    source.transport.connect(destination.uuid, destination.transport.address, whole_blocks())
 
 
 def finish(source: Endpoint, destination: Endpoint, handle: object) -> WriteState:
@@ -122,13 +131,13 @@ def test_a_block_outside_the_memory_is_refused(
 @pytest.mark.parametrize("address", [b"", b"nonsense", b"\x94\x01\x02\x03\x04"])
 def test_an_address_that_is_none_is_refused(pair: tuple[Endpoint, Endpoint], address: bytes) -> None:
     with pytest.raises(TransportError):
-        pair[0].transport.connect("destination", address)
+        pair[0].transport.connect("destination", address, whole_blocks())
 
 
-def test_a_peer_with_other_block_sizes_is_refused(kind: str, pair: tuple[Endpoint, Endpoint]) -> None:
-    other = make_endpoint(kind, "other", BLOCK_BYTES * 2)
+def test_a_slice_that_a_peer_has_no_room_for_is_refused(kind: str, pair: tuple[Endpoint, Endpoint]) -> None:
+    other = make_endpoint(kind, "other", BLOCK_BYTES // 2)
     with pytest.raises(TransportError, match=r"block"):
-        pair[0].transport.connect("other", other.transport.address)
+        pair[0].transport.connect("other", other.transport.address, whole_blocks())
     other.transport.close()
 
 
@@ -147,7 +156,7 @@ def _write_from_another_process(pipe: Connection, kind: str, address: bytes) -> 
     """The child's part: writes its blocks 1 and 2 of layer 1, filled with 7 and 8, into our blocks 4 and 3."""
     source = make_endpoint(kind, "child")
     source.memory[1, 1], source.memory[1, 2] = 7, 8
-    source.transport.connect("destination", address)
+    source.transport.connect("destination", address, whole_blocks())
     handle = source.transport.write("destination", 1, [1, 2], [4, 3])
     pause = threading.Event()
     while (state := source.transport.poll(handle)) is WriteState.IN_FLIGHT:

@@ -143,6 +143,21 @@ def test_a_format_that_differs_is_refused_on_both_sides_with_the_field_named() -
         )
 
 
+def test_a_rank_that_cannot_be_part_of_its_kv_is_refused_and_the_channel_lives_on(
+    channel: Channel, raw: Callable[[str], RawPeer]
+) -> None:
+    peer, other = raw("b"), raw("c")
+    peer.say(channel.peer, Hello(peer.peer.endpoint, KV, replace(SHARD, block_size=0), b""))
+    news = channel.next()
+    assert isinstance(news, PeerRefused)
+    assert news.message.startswith("shard.block_size is 0")
+    reply = peer.hear_until(HelloReply)
+    assert isinstance(reply, HelloReply)
+    assert reply.refused == news.message
+    other.hello(channel.peer)
+    assert channel.next() == PeerUp("c", SHARD, b"")
+
+
 def test_a_worker_does_not_connect_to_itself(channel: Channel) -> None:
     channel.channel.connect(channel.peer)
     assert isinstance(channel.next(), PeerRefused)

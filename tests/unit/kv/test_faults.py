@@ -29,9 +29,9 @@ CAUGHT_WITHIN = 1000  # runs
 def campaign() -> Campaign:
     """Raises where a run breaks a rule."""
     made = Campaign()
-    made.survey(150)
-    made.strike(3)
-    made.seek(ROWS - DISHONEST, most=300)
+    made.survey(100)
+    made.strike(2)
+    made.seek(ROWS - DISHONEST, most=500)
     return made
 
 

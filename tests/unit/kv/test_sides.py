@@ -181,6 +181,15 @@ def test_a_ticket_used_before_is_refused_at_the_destination_at_once() -> None:
     bench.assert_at_rest()
 
 
+def test_a_claim_that_its_source_calls_cancelled_without_being_asked_has_failed() -> None:
+    bench = pushing()
+    bench.end_writes()
+    bench.decoder.destination.on_message(PREFILLER, Cancelled(KEY.transfer_id, KEY.epoch), bench.now)
+    bench.step()
+    assert bench.decoder.told.failed == [KEY]
+    assert bench.decoder.events[0].error == "the prefill worker had this claim cancelled"
+
+
 def test_an_answer_of_another_epoch_is_dropped() -> None:
     bench = pushing()
     bench.decoder.destination.on_message(PREFILLER, Cancelled(KEY.transfer_id, 99), bench.now)
@@ -419,6 +428,52 @@ def test_nothing_is_written_before_its_fence_is_passed_and_fences_are_passed_in_
     bench.prefiller.poll()
     assert len(bench.in_flight) == LAYERS
     assert not bench.prefiller.source._fenced
+
+
+def test_a_chunk_that_the_device_still_computes_is_not_written_because_the_next_forward_counts_on_it() -> None:
+    """An engine schedules its next step while the last one runs."""
+    bench = connected()
+    bench.offer()
+    bench.claim()
+    bench.exchange()
+    bench.prefiller.chunk(KEY, SIZE, fenced=True)
+    bench.prefiller.chunk(KEY, 2 * SIZE, fenced=True)
+    bench.prefiller.poll()
+    assert not bench.in_flight
+    bench.prefiller.open_fences()
+    bench.prefiller.poll()
+    assert sum(write.bytes for write in bench.in_flight) == 2 * BLOCK_BYTES * LAYERS
+
+
+def test_a_prefix_hit_is_written_once_its_own_fence_is_passed() -> None:
+    """What another prompt has computed may still be on the device's list when this one finds it cached."""
+    bench = connected()
+    bench.offer()
+    bench.claim()
+    bench.exchange()
+    tables, passed = bench.prefiller.prefills[KEY].holding.tables, [False]
+    bench.prefiller.source.computing(KEY, tables, SIZE, lambda: passed[0], bench.now)
+    bench.prefiller.poll()
+    assert not bench.in_flight
+    passed[0] = True
+    bench.prefiller.poll()
+    assert len(bench.in_flight) == LAYERS
+
+
+def test_what_needs_no_fence_waits_for_those_before_it() -> None:
+    bench = connected()
+    bench.offer()
+    bench.claim()
+    bench.exchange()
+    bench.prefiller.chunk(KEY, SIZE, fenced=True)
+    bench.prefiller.chunk(KEY, TOKENS)
+    bench.prefiller.poll()
+    assert not bench.in_flight
+    bench.prefiller.open_fences()
+    bench.prefiller.poll()
+    bench.end_prefill()
+    bench.finish()
+    assert bench.decoder.told.received == [KEY]
 
 
 def test_a_prefill_may_end_while_its_last_fences_are_awaited() -> None:
