@@ -38,6 +38,7 @@ DRAIN_S = 60.0
 STOP_S = 10.0
 LEAST_TOKENS_LEFT = 30  # a request that ends on the way does not move
 PROGRESS_EVERY = 50  # moves
+MOST_REFUSALS = 100  # more than moves
 
 
 @dataclass(frozen=True)
@@ -230,19 +231,24 @@ async def _move(client: AsyncClient, traffic: Traffic, shape: Shape, count: int)
             if not movable:
                 await traffic.progress()
                 continue
-            await _move_one(client, chance.choice(movable), moves)
-            if len(moves.stalls_s) % PROGRESS_EVERY == 0:
+            if not await _move_one(client, chance.choice(movable), moves):
+                await traffic.progress()
+            elif len(moves.stalls_s) % PROGRESS_EVERY == 0:
                 _say(f"{len(moves.stalls_s)} of {count} moves")
     return moves, await serving
 
 
-async def _move_one(client: AsyncClient, stream: Stream, moves: Moves) -> None:
+async def _move_one(client: AsyncClient, stream: Stream, moves: Moves) -> bool:
+    """Whether it has moved. Raises Unavailable if hardly anything does."""
     try:
         moved = await client.migrate(stream.name)
     except (Unavailable, InvalidRequest) as refusal:  # the latter: it has just ended
         moves.refusals[str(refusal).replace(stream.name, "it")] += 1
-    else:
-        moves.stalls_s.append(moved.stall_s)
+        if moves.refusals.total() > MOST_REFUSALS + len(moves.stalls_s):
+            raise Unavailable(f"{len(moves.stalls_s)} moved and {moves.refusals} did not") from refusal
+        return False
+    moves.stalls_s.append(moved.stall_s)
+    return True
 
 
 async def _drain(client: AsyncClient, traffic: Traffic, shape: Shape) -> tuple[Drain, list[Stream]]:

@@ -47,20 +47,29 @@ def skip_without(kind: str) -> None:
 
 def _make_shm(uuid: str, block_bytes: int) -> Endpoint:
     transport = ShmTransport(LAYERS, BLOCKS, block_bytes)
-    first, last = transport.block(0, 0), transport.block(LAYERS - 1, BLOCKS - 1)
+    return Endpoint(uuid, transport, memory_of_shm(transport, (LAYERS, BLOCKS, block_bytes)))
+
+
+def memory_of_shm(transport: ShmTransport, shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
+    """The transport's own memory as an array: of layers, blocks, and what a block is made of."""
+    first, last = transport.block(0, 0), transport.block(shape[0] - 1, shape[1] - 1)
     assert first.obj is last.obj
-    blocks = [[np.asarray(transport.block(layer, block)) for block in range(BLOCKS)] for layer in range(LAYERS)]
-    base = blocks[0][0]
-    memory = np.lib.stride_tricks.as_strided(
-        base, (LAYERS, BLOCKS, block_bytes), (BLOCKS * block_bytes, block_bytes, 1), writeable=True
-    )
-    return Endpoint(uuid, transport, memory)
+    block_bytes = len(first)
+    strides = (shape[1] * block_bytes, block_bytes, 1)
+    base = np.asarray(first)
+    return np.lib.stride_tricks.as_strided(base, (*shape[:2], block_bytes), strides, writeable=True).reshape(shape)
 
 
 def _make_nixl(uuid: str, block_bytes: int) -> Endpoint:
     from splitserve.kv.nixl import NixlTransport
 
     memory = np.zeros((LAYERS, BLOCKS, block_bytes), np.uint8)
-    base = memory.ctypes.data
-    regions = [Region(base + layer * memory.strides[0], block_bytes, block_bytes, BLOCKS) for layer in range(LAYERS)]
-    return Endpoint(uuid, NixlTransport(uuid, regions, [(base, memory.nbytes)]), memory)
+    return Endpoint(uuid, NixlTransport(uuid, *regions_of(memory)), memory)
+
+
+def regions_of(memory: "np.ndarray[Any, Any]") -> tuple[list[Region], list[tuple[int, int]]]:
+    """What a NIXL transport is told of an array of layers, blocks, and what a block is made of."""
+    base, (stride, block_bytes) = memory.ctypes.data, memory.strides[:2]
+    blocks = memory.shape[1]
+    regions = [Region(base + layer * stride, block_bytes, block_bytes, blocks) for layer in range(len(memory))]
+    return regions, [(base, memory.nbytes)]

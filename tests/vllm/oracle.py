@@ -2,14 +2,16 @@
 
 import multiprocessing as mp
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 ANSWER_TIMEOUT_S = 240
 
 
-def _serve(pipe: Connection, model: str, max_model_len: int, core: int) -> None:
+def _serve(pipe: Connection, model: str, max_model_len: int, core: int, extra: Mapping[str, Any]) -> None:
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     os.environ |= {"TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
     import torch
@@ -25,6 +27,7 @@ def _serve(pipe: Connection, model: str, max_model_len: int, core: int) -> None:
         max_model_len=max_model_len,
         kv_cache_memory_bytes=2**29,
         enable_prefix_caching=False,
+        **extra,
     )
     while (question := pipe.recv()) is not None:
         prompts, sampling = question
@@ -36,10 +39,14 @@ def _serve(pipe: Connection, model: str, max_model_len: int, core: int) -> None:
 class Oracle:
     """Continuations by plain vLLM."""
 
-    def __init__(self, model: Path, max_model_len: int, core: int) -> None:
+    def __init__(
+        self, model: Path, max_model_len: int, core: int, extra: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         context = mp.get_context("spawn")
         self._pipe, child = context.Pipe()
-        self._process = context.Process(target=_serve, args=(child, str(model), max_model_len, core), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(child, str(model), max_model_len, core, dict(extra)), daemon=True
+        )
         self._process.start()
 
     def continue_each(self, prompts: Sequence[Sequence[int]], max_tokens: int, **sampling: float) -> list[list[int]]:

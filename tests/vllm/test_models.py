@@ -1,9 +1,9 @@
 """Hugging Face directories of other families, with other shapes of KV, are served by push exactly; what push can't move
-is refused at start, with why. Each family's two engines compute prompts in chunks and keep prefixes cached."""
+is refused at start, with why. The engines compute long prompts in chunks and keep prefixes cached."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +13,8 @@ import torch
 from transformers import (
     GptOssConfig,
     GptOssForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen3Config,
@@ -27,51 +29,49 @@ from benchmarks.sensitive_model import (
     make_mla_model,
     make_sliding_window_model,
 )
-from splitserve.core.config import KvTransferSettings, VllmSettings
-from splitserve.kv.layout import blocks_for, first_kept_block, tokens_to_move
-from tests.contract.engines import Listener, Run, a_decode, a_prefill, a_prompt, a_ticket, greedy, started
+from splitserve.core.config import KvTransferSettings
 from tests.vllm.conftest import DEMO_MODEL, VOCAB_SIZE
-from tests.vllm.oracle import Oracle
+from tests.vllm.pairs import MLA_ON_CPU, SETTINGS, Pair, drawn, start_pair
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-MAX_MODEL_LEN = 2048
-OUTPUT_TOKENS = 16
-SETTINGS = VllmSettings(dtype="float32", max_model_len=MAX_MODEL_LEN, max_num_batched_tokens=256, kv_cache_gib=0.125)
-# Around a block of 128, a window of 256 and the first token that pushes a block out of it; 895: see `tokens_to_move`.
+# Around a block of 128 tokens, a window of 256, and where a token more would push another block out of the window.
 LENGTHS = (1, 15, 128, 129, 255, 256, 257, 384, 385, 700, 895, 896, 1000)
 SHAPE = SHARED_SHAPE | {
     "vocab_size": VOCAB_SIZE,
     "intermediate_size": 512,
+    "num_hidden_layers": 4,
     "num_key_value_heads": 2,
-    "head_dim": 64,
 }
-Prompt = tuple[int, ...]
-Make = Callable[[Path], Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    make: Callable[[Path], Path]
+    extra: Mapping[str, Any] = field(default_factory=dict)  # EngineArgs
 
 
 def _qwen3(out: Path) -> Path:
-    return _saved(Qwen3ForCausalLM(Qwen3Config(**SHAPE, num_hidden_layers=3)), out)
+    return _saved(Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=64)), out)
 
 
 def _mistral(out: Path) -> Path:
     """A window in every layer, so one KV group."""
-    return _saved(MistralForCausalLM(MistralConfig(**SHAPE, num_hidden_layers=3, sliding_window=SLIDING_WINDOW)), out)
+    return _saved(MistralForCausalLM(MistralConfig(**SHAPE, head_dim=64, sliding_window=SLIDING_WINDOW)), out)
 
 
 def _gpt_oss(out: Path) -> Path:
-    """Every other layer has a window; attention sinks; experts."""
+    """A window in every other layer, attention sinks, experts."""
     layers = ["sliding_attention", "full_attention"] * 2
-    config = GptOssConfig(
-        **SHAPE,
-        num_hidden_layers=len(layers),
-        layer_types=layers,
-        sliding_window=SLIDING_WINDOW,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-    )
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    config = GptOssConfig(**SHAPE, **experts, head_dim=64, layer_types=layers, sliding_window=SLIDING_WINDOW)
     return _saved(GptOssForCausalLM(config), out)
+
+
+def _jamba(out: Path) -> Path:
+    """Every other layer keeps a state in place of keys and values."""
+    layers = {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "num_experts_per_tok": 1}
+    return _saved(JambaForCausalLM(JambaConfig(**SHAPE, **layers, use_mamba_kernels=False)), out)
 
 
 def _saved(model: Any, out: Path) -> Path:
@@ -80,114 +80,65 @@ def _saved(model: Any, out: Path) -> Path:
     return out
 
 
-FAMILIES: dict[str, Make] = {
-    "qwen3": _qwen3,
-    "mistral with a window": _mistral,
-    "gemma-3": lambda out: make_sliding_window_model(DEMO_MODEL, out, VOCAB_SIZE),
-    "gpt-oss": _gpt_oss,
-    "deepseek-v2 (MLA)": lambda out: make_mla_model(DEMO_MODEL, out, VOCAB_SIZE),
+FAMILIES = {
+    "qwen3": Family(_qwen3),
+    "mistral with a window": Family(_mistral),
+    "gemma-3": Family(lambda out: make_sliding_window_model(DEMO_MODEL, out, VOCAB_SIZE)),
+    "gpt-oss": Family(_gpt_oss),
+    "deepseek-v2": Family(lambda out: make_mla_model(DEMO_MODEL, out, VOCAB_SIZE), MLA_ON_CPU),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One family's engines; `windows`: of each layer."""
-
-    source: Listener
-    destination: Listener
-    oracle: Oracle
-    windows: tuple[int | None, ...]
-
-    def expected(self, prompt: Prompt) -> Prompt:
-        return tuple(self.oracle.continue_each([prompt], OUTPUT_TOKENS)[0])
-
-    def hand_over(self, prompt: Prompt, decode_first: bool = True) -> tuple[Run, Run]:
-        """The prefill and the decode of a prompt."""
-        ticket = a_ticket(self.source, self.destination)
-        decode_job = a_decode(prompt, greedy(OUTPUT_TOKENS), ticket)
-        decode = self.destination.submit(decode_job) if decode_first else None
-        prefill = self.source.submit(a_prefill(prompt, ticket))
-        if decode is None:
-            prefill.wait_news()
-            decode = self.destination.submit(decode_job)
-        assert prefill.outcome.failure is None, prefill.outcome
-        assert decode.wait().outcome.failure is None, decode.outcome
-        return prefill, decode
-
-    def kept_bytes(self, tokens: int) -> int:
-        """Of a prompt's KV, what its decode still looks at."""
-        kv, moved = self.destination.info.kv, tokens_to_move(tokens)
-        needed = blocks_for(moved, kv.block_size)
-        return kv.block_bytes * sum(needed - first_kept_block(moved, kv.block_size, each) for each in self.windows)
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
-def started_engines(
+def started_pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cores: tuple[int, int]
-) -> Iterator[Served]:
+) -> Iterator[Pair]:
+    family = FAMILIES[request.param]
     torch.manual_seed(0)
-    model = FAMILIES[request.param](tmp_path_factory.mktemp("model"))
     with ExitStack() as stack:
-        engines = [RemoteEngine(model, SETTINGS, KvTransferSettings(), uuid4().hex, core) for core in cores]
-        for engine in engines:
-            engine.spawn()
-        oracle = Oracle(model, MAX_MODEL_LEN, cores[1])
-        stack.callback(oracle.close)
-        source, destination = [stack.enter_context(started(engine)) for engine in engines]
-        yield Served(source, destination, oracle, _windows(model))
-
-
-def _windows(model: Path) -> tuple[int | None, ...]:
-    config = MistralConfig.get_config_dict(model)[0]
-    every = "sliding_attention" if config.get("sliding_window") else "full_attention"
-    kinds = config.get("layer_types") or [every] * config["num_hidden_layers"]
-    return tuple(SLIDING_WINDOW if kind == "sliding_attention" else None for kind in kinds)
+        yield start_pair(stack, family.make(tmp_path_factory.mktemp("model")), cores, extra=family.extra)
 
 
 @pytest.fixture
-def served(started_engines: Served) -> Iterator[Served]:
+def pair(started_pair: Pair) -> Iterator[Pair]:
     """After each test all blocks are free on both."""
-    yield started_engines
-    started_engines.source.wait_at_rest()
-    started_engines.destination.wait_at_rest()
-
-
-def drawn(tokens: int, seed: str) -> Prompt:
-    return a_prompt(range(300, VOCAB_SIZE), tokens, int.from_bytes(f"{seed} {tokens}".encode()))
+    yield started_pair
+    started_pair.wait_at_rest()
 
 
 @pytest.mark.parametrize("decode_first", [True, False], ids=["decode first", "prefill first"])
-def test_other_families_are_served_exactly(served: Served, decode_first: bool) -> None:
+def test_other_families_are_served_exactly(pair: Pair, decode_first: bool) -> None:
     for tokens in LENGTHS:
         prompt = drawn(tokens, f"{decode_first}")
-        _, decode = served.hand_over(prompt, decode_first)
-        assert decode.tokens == served.expected(prompt), f"{tokens} prompt tokens"
+        written, stats = pair.hand_over(prompt, decode_first)
+        assert written == pair.expected(prompt), f"{tokens} prompt tokens"
+        assert stats.bytes == pair.kept_bytes(tokens), f"{tokens} prompt tokens"
 
 
 @pytest.mark.parametrize("decode_first", [True, False], ids=["decode first", "prefill first"])
-def test_a_cached_prefix_on_either_side_changes_nothing(served: Served, decode_first: bool) -> None:
+def test_a_cached_prefix_on_either_side_changes_nothing(pair: Pair, decode_first: bool) -> None:
     prefix = drawn(500, f"prefix {decode_first}")
-    for worker in (served.source, served.destination):
-        own = prefix + drawn(10, worker.info.uuid)
-        assert worker.submit(a_decode(own, greedy(OUTPUT_TOKENS))).wait().tokens == served.expected(own)
+    for name, worker in {"source": pair.source, "both": pair.destination}.items():
+        own = prefix + drawn(10, name)
+        assert pair.alone(worker, own) == pair.expected(own)
         for tokens in (1, 30, 395):
-            prompt = prefix + drawn(tokens, f"{worker.info.uuid} {decode_first}")
-            _, decode = served.hand_over(prompt, decode_first)
-            assert decode.tokens == served.expected(prompt), f"{len(prompt)} prompt tokens"
+            prompt = prefix + drawn(tokens, f"{name} {decode_first}")
+            written, _ = pair.hand_over(prompt, decode_first)
+            assert written == pair.expected(prompt), f"{len(prompt)} prompt tokens"
 
 
-def test_only_what_the_decode_looks_at_is_moved(served: Served) -> None:
-    for tokens in LENGTHS[1:]:
-        prefill, _ = served.hand_over(drawn(tokens, "bytes"))
-        assert prefill.outcome.transfer is not None
-        assert prefill.outcome.transfer.bytes == served.kept_bytes(tokens), f"{tokens} prompt tokens"
-
-
-def test_damaged_kv_is_seen_in_the_tokens(served: Served) -> None:
+def test_damaged_kv_is_seen_in_the_tokens(pair: Pair) -> None:
     """So the tests above could fail."""
-    assert isinstance(served.source.engine, RemoteEngine)
+    assert isinstance(pair.source.engine, RemoteEngine)
     for tokens in (200, 700):
         prompt = drawn(tokens, "damaged")
-        with served.source.engine.misreading():
-            _, decode = served.hand_over(prompt)
-        assert decode.tokens != served.expected(prompt)
+        with pair.source.engine.misreading():
+            written, _ = pair.hand_over(prompt)
+        assert written != pair.expected(prompt)
+
+
+def test_a_model_whose_kv_push_cannot_move_is_refused_with_the_way_out(tmp_path: Path, cores: tuple[int, int]) -> None:
+    engine = RemoteEngine(_jamba(tmp_path), SETTINGS, KvTransferSettings(), uuid4().hex, cores[0])
+    engine.spawn()
+    with pytest.raises(RuntimeError, match=r"kv_transfer\.mode: push .* this model has .*MambaSpec.*; use pull"):
+        engine.start(lambda deltas: None)

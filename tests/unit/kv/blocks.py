@@ -23,9 +23,10 @@ class Prompt:
     kv: Array
 
     @classmethod
-    def of(cls, number: int, tokens: int, layers: int, heads: int) -> "Prompt":
+    def of(cls, number: int, tokens: int, layers: int, heads: int, slot: int = SLOT) -> "Prompt":
+        """The same for the same numbers, in any process."""
         dice = np.random.default_rng(number)
-        kv = dice.integers(1, 255, (layers, heads, tokens, SLOT), dtype=np.uint8)
+        kv = dice.integers(1, 255, (layers, heads, tokens, slot), dtype=np.uint8)
         return cls(tuple(dice.integers(0, 1 << 30, tokens).tolist()), kv)
 
 
@@ -75,8 +76,8 @@ class DeviceFence:
 class Pool:
     """A rank's blocks. The last given back is the first given out."""
 
-    def __init__(self, memory: Array) -> None:
-        self._memory = memory
+    def __init__(self, *memories: Array) -> None:
+        self._memories = memories
         self._free = list(range(BLOCKS))
         self.owner: list[Holding | None] = [None] * BLOCKS
 
@@ -88,15 +89,16 @@ class Pool:
             assert self.owner[block] is holding
             self.owner[block] = None
             self._free.append(block)
-            self._memory[:, block] = 0
+            for memory in self._memories:
+                memory[:, block] = 0
 
     @property
     def whole(self) -> bool:
         """All blocks are free, and nobody has touched one since."""
-        return len(self._free) == BLOCKS and not self._memory.any()
+        return len(self._free) == BLOCKS and not any(memory.any() for memory in self._memories)
 
     def _take(self, holding: Holding) -> int:
         block = self._free.pop()
-        assert not self._memory[:, block].any(), "a free block was written to"
+        assert not any(memory[:, block].any() for memory in self._memories), "a free block was written to"
         self.owner[block] = holding
         return block

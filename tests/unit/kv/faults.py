@@ -20,7 +20,7 @@ from splitserve.core.config import KvTransferSettings
 from splitserve.kv.ledger import SourceState
 from splitserve.kv.ticket import LegKey
 from splitserve.kv.transport import WriteState
-from tests.unit.kv.blocks import SLOT
+from tests.unit.kv.blocks import SLOT, DeviceFence
 from tests.unit.kv.numbered import Shape
 from tests.unit.kv.rank import Rank, Row
 from tests.unit.kv.world import ModelWrite, World
@@ -235,6 +235,12 @@ class FaultyWorld(World):
 
     def _frozen(self, write: ModelWrite) -> bool:
         return self._freezes and write.source.uuid in self._wakes_at
+
+    def is_staged(self, uuid: str) -> bool:
+        return self.dice.random() < 0.2
+
+    def on_land(self, fence: DeviceFence) -> None:
+        self.at(self.dice.choice((0.0, 0.05, 0.5)), fence.open)
 
     # Processes -------------------------------------------------------------------------------------------------------
     def on_connect(self, rank: Rank, peer: str) -> None:

@@ -73,13 +73,22 @@ def place(
 
 def held(memory: Array, shard: Shard, tables: Sequence[Sequence[int]], whole: Array, tokens: Sequence[range]) -> bool:
     """Whether this rank has the whole model's KV of `tokens[g]` in its tables, for each group g."""
-    for layer, ours in _layers(shard, whole):
-        group = shard.groups[layer]
+    pairs = zip(there(memory, shard, tables, tokens), due(shard, whole, tokens), strict=True)
+    return all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+
+
+def there(memory: Array, shard: Shard, tables: Sequence[Sequence[int]], tokens: Sequence[range]) -> Iterator[Array]:
+    """What this rank has of `tokens[g]`, layer by layer: arrays of (token, head, element)."""
+    for layer, group in enumerate(shard.groups):
         blocks, offsets = _slots(tables[group], shard.block_size, tokens[group])
-        there = ours[:, tokens[group].start : tokens[group].stop].transpose(1, 0, 2)
-        if not np.array_equal(memory[layer][blocks, :, offsets], there):
-            return False
-    return True
+        yield memory[layer][blocks, :, offsets]
+
+
+def due(shard: Shard, whole: Array, tokens: Sequence[range]) -> Iterator[Array]:
+    """What it should have."""
+    for layer, ours in _layers(shard, whole):
+        wanted = tokens[shard.groups[layer]]
+        yield ours[:, wanted.start : wanted.stop].transpose(1, 0, 2)
 
 
 def elements(cut: Slice, end: Cut, shard: Shard, slot: int, layer: int, cells: Sequence[int]) -> tuple[Array, Array]:

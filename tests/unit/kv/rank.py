@@ -40,6 +40,9 @@ class Surroundings(Protocol):
 
     def on_letter(self, sender: str, recipient: str, frame: bytes) -> None: ...
 
+    def on_land(self, fence: DeviceFence) -> None:
+        """Bytes are on their way onto a rank's device, and are there once this is opened."""
+
     def on_connect(self, rank: "Rank", peer: str) -> None:
         """This rank wants to say Hello to the other."""
 
@@ -73,19 +76,28 @@ class Rank:
     """One process: both sides, a memory, and the engine that gives its blocks out."""
 
     def __init__(
-        self, world: Surroundings, uuid: str, shard: Shard, transport: Transport, settings: KvTransferSettings
+        self,
+        world: Surroundings,
+        uuid: str,
+        shard: Shard,
+        transport: Transport,
+        settings: KvTransferSettings,
+        staged: bool,
     ) -> None:
+        """`staged`: peers write into its host memory, its engine reads what has landed on its device."""
         self.world = world
         self.uuid = uuid
         self.shard = shard
         self.transport = transport
         self.peer = KvPeer(self.uuid, "tcp://127.0.0.1:1", shard.part)
         self.memory = memory_of(shard, BLOCKS, SLOT, 0, np.uint8)
-        self.pool = Pool(self.memory)
+        self.device = self.memory.copy() if staged else self.memory
+        self.pool = Pool(self.memory, self.device)
         self.events: list[TransferEnded] = []
         self.outlet = Outlet(self._send, self.events.append, Counters())
         self.source = WatchedSource(transport, self.outlet, shard, settings)
-        self.destination = WatchedDestination(self.outlet, shard.part, self._connect, settings.peer_silent_s / 5)
+        retry_s = settings.peer_silent_s / 5
+        self.destination = WatchedDestination(self.outlet, shard.part, self._connect, retry_s, self._land)
         self.source.watch = self.destination.watch = self._watch
         self.alive = True
         self.known: set[str] = set()  # peers that said Hello
@@ -242,6 +254,8 @@ class Rank:
     def poll(self) -> None:
         if self.alive and self.source.writing:
             self.source.poll(self.world.now)
+        if self.alive and self.destination.landing:
+            self.destination.poll()
 
     def expire(self) -> None:
         if self.alive:
@@ -294,7 +308,7 @@ class Rank:
     def _verify(self, holding: Holding) -> None:
         tables = [[-1] * first + table for first, table in zip(holding.first, holding.tables, strict=True)]
         tokens = [range(first * self.shard.block_size, holding.tokens) for first in holding.first]
-        right = held(self.memory, self.shard, tables, holding.prompt.kv, tokens)
+        right = held(self.device, self.shard, tables, holding.prompt.kv, tokens)
         assert right, f"wrong bytes of {holding.key} at {self.uuid}"
 
     def _end_drain(self, prefill: Prefill) -> None:
@@ -320,6 +334,14 @@ class Rank:
     def _send(self, recipient: str, message: Message) -> None:
         if self.alive:
             self.world.on_letter(self.uuid, recipient, self._codec.encode(recipient, message))
+
+    def _land(self, tables: Sequence[Table]) -> DeviceFence | None:
+        if self.device is self.memory:
+            return None
+        blocks = [block for table in tables for block in table.blocks]
+        fence = DeviceFence(lambda: self.device.__setitem__((slice(None), blocks), self.memory[:, blocks]))
+        self.world.on_land(fence)
+        return fence
 
     def _connect(self, peer: KvPeer) -> None:
         if self.alive:

@@ -535,6 +535,52 @@ def test_a_preempted_prefill_waits_for_its_writes_and_is_written_on_from_its_new
     bench.assert_at_rest()
 
 
+# Through host memory -------------------------------------------------------------------------------------------------
+class StagedBench(Bench):
+    def is_staged(self, uuid: str) -> bool:
+        return uuid == DECODER
+
+
+def landing() -> Bench:
+    """Everything is written, and on its way onto the decoder's device."""
+    bench = StagedBench()
+    bench.meet()
+    bench.offer()
+    bench.claim()
+    bench.exchange()
+    bench.end_prefill()
+    bench.finish()
+    return bench
+
+
+def test_a_claim_is_received_once_its_bytes_have_landed() -> None:
+    bench = landing()
+    bench.decoder.poll()
+    bench.step()
+    assert not bench.decoder.told
+    assert bench.decoder.destination.landing
+    bench.landing[0].open()
+    bench.decoder.poll()
+    bench.step()
+    assert bench.decoder.told.received == [KEY]
+    assert not bench.decoder.destination.landing
+    bench.assert_at_rest()
+
+
+def test_a_claim_abandoned_while_its_bytes_land_keeps_its_blocks_until_they_have() -> None:
+    bench = landing()
+    bench.abandon()
+    bench.decoder.poll()
+    bench.step()
+    assert not bench.decoder.told
+    assert bench.decoder.destination.quarantined_blocks == PROMPT_BLOCKS * GROUPS
+    bench.landing[0].open()
+    bench.decoder.poll()
+    bench.step()
+    assert bench.decoder.told.received == [KEY]
+    assert bench.decoder.destination.quarantined_blocks == 0
+
+
 # Several ranks -------------------------------------------------------------------------------------------------------
 def test_a_claim_is_received_only_when_all_its_legs_are() -> None:
     bench = pushing(one=Shape(tensor=2), heads=2)

@@ -16,7 +16,7 @@ from splitserve.core.worker import KvFormat, rank_uuid
 from splitserve.kv.layout import Shard, Slice
 from splitserve.kv.ticket import LegKey, TransferKey
 from splitserve.kv.transport import TransportError, WriteState
-from tests.unit.kv.blocks import SLOT, Holding, Prompt
+from tests.unit.kv.blocks import SLOT, DeviceFence, Holding, Prompt
 from tests.unit.kv.numbered import Array, Shape, elements, flat, format_of
 from tests.unit.kv.rank import Rank, Row
 
@@ -139,6 +139,7 @@ class World:
         self.prompts: dict[TransferKey, Prompt] = {}
         self.letters: deque[tuple[str, str, bytes]] = deque()
         self.returned: list[tuple[str, str, bytes]] = []  # to somebody who is not here
+        self.landing: list[DeviceFence] = []
         self.rows: Counter[Row] = Counter()
 
     def prompt_of(self, key: TransferKey) -> Prompt:
@@ -150,6 +151,14 @@ class World:
 
     def on_write(self, write: ModelWrite) -> None:
         """It has been posted."""
+
+    def on_land(self, fence: DeviceFence) -> None:
+        """Bytes are on their way onto a rank's device, and are there once this is opened."""
+        self.landing.append(fence)
+
+    def is_staged(self, uuid: str) -> bool:
+        """Whether this rank's KV travels through host memory."""
+        return False
 
     def on_connect(self, rank: Rank, peer: str) -> None:
         """This rank wants to say Hello to the other."""
@@ -235,7 +244,7 @@ class World:
 
     def _rank(self, uuid: str, shard: Shard) -> Rank:
         self.transports[uuid] = ModelTransport(self, uuid)
-        return Rank(self, uuid, shard, self.transports[uuid], self.settings)
+        return Rank(self, uuid, shard, self.transports[uuid], self.settings, self.is_staged(uuid))
 
 
 def _flat(found: tuple[Array, Array]) -> tuple[Array, Array]:
