@@ -5,6 +5,7 @@ Runs on one event loop. `Router` is constructed by `cli` and by tests; port 0 ta
 
 import asyncio
 import signal
+import time
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from splitserve.core.fleet import FleetStatus, Health
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import Pool
 from splitserve.router.attach import FleetService
+from splitserve.router.attention import Attention
 from splitserve.router.evacuation import Evacuation
 from splitserve.router.journey import Surroundings
 from splitserve.router.membership import Membership
@@ -129,14 +131,19 @@ class Router:
     async def _watch(self, server: Server) -> None:
         """What no message tells: workers that have gone silent. Health and gauges follow."""
         gap_s = min(_LONGEST_WATCH_GAP_S, self._config.heartbeat_interval_s)
+        attention = Attention(gap_s, self._config.heartbeat_timeout_s, time.monotonic())
         while True:
-            for worker in self._membership.expire(self._config.heartbeat_timeout_s):
-                self._logger.warning("worker given up", worker=worker.name, uuid=worker.uuid)
+            if attention.looks_up(time.monotonic()):
+                self._give_up_silent()
             self._waiting.pump()
             statuses = self._membership.statuses()
             self._worker_counts = Counter((status.pool, status.health) for status in statuses)
             await server.set_serving(self._membership.can_serve and not self._running.draining)
             await asyncio.sleep(gap_s)
+
+    def _give_up_silent(self) -> None:
+        for worker in self._membership.expire(self._config.heartbeat_timeout_s):
+            self._logger.warning("worker given up", worker=worker.name, uuid=worker.uuid)
 
 
 async def serve_until_signal(router: Router) -> None:

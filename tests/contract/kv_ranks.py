@@ -1,185 +1,45 @@
-"""Ranks in processes of their own, each with a real transfer service over a real transport; driven through pipes.
+"""Workers of which each rank is a process of its own (`rank_server.py`), driven through pipes."""
 
-A process is started once and may be rank after rank: `begin` makes its service, `end` closes it. What a rank computes
-and what it has received is `blocks.Prompt`'s, made from the same number in whatever process asks, so that checksums of
-it can be compared.
-"""
-
-import math
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-import numpy as np
-
 from splitserve.core.config import KvTransferSettings
-from splitserve.core.worker import KvFormat, KvPeer, rank_uuid
+from splitserve.core.worker import KvPeer, rank_uuid
 from splitserve.kv.layout import Shard, blocks_for, prompt_hash
-from splitserve.kv.shm import ShmTransport
-from splitserve.kv.transfer import Claim, Offer, Results, Table, TransferEnded, TransferKey, TransferService
-from splitserve.kv.transport import Transport
-from tests.contract.kv_endpoints import memory_of_shm, regions_of
+from splitserve.kv.transfer import Claim, Offer, Table, TransferKey
+from tests.contract.rank_server import SETTINGS, SLOT, TIMEOUT_S, Place, Read, checksum, serve
 from tests.unit.kv.blocks import GROUPS, Prompt
-from tests.unit.kv.numbered import Array, Shape, due, format_of, place, there
-
-SLOT, BLOCKS = 64, 64  # bytes of one token of one head of one layer; blocks of a rank
-SETTINGS = KvTransferSettings(peer_silent_s=1.0, lease_s=60.0)
-TIMEOUT_S = 60.0
+from tests.unit.kv.numbered import Shape, due, format_of
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Tokens of a prompt in a rank's blocks: group g has those of `tokens[g]` in `tables[g]`, numbered from block 0."""
-
-    tables: tuple[tuple[int, ...], ...]
-    tokens: tuple[range, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Which prompt: `Prompt.of` makes it."""
-
-    number: int
-    tokens: int
-    layers: int
-    heads: int
-
-    def prompt(self) -> Prompt:
-        return Prompt.of(self.number, self.tokens, self.layers, self.heads, SLOT)
-
-
-def checksum(layers: Iterable[Array]) -> bytes:
-    summed = blake2b(digest_size=16)
-    for layer in layers:
-        summed.update(np.ascontiguousarray(layer).tobytes())
-    return summed.digest()
-
-
-# The child -----------------------------------------------------------------------------------------------------------
-class Server:
-    """What the pipe calls by name, besides the service's own methods."""
-
-    def __init__(self) -> None:
-        self.service: TransferService | None = None
-        self.memory: Array = np.zeros(0)
-        self.events: list[TransferEnded] = []
-        self.told = Results()
-
-    def begin(self, kind: str, uuid: str, kv: KvFormat, shard: Shard, settings: KvTransferSettings) -> KvPeer:
-        self.events, self.told, self.shard = [], Results(), shard
-        self.service = TransferService(uuid, lambda: self._make(kind, uuid), kv, shard, settings, self.events.append)
-        return self.service.start()
-
-    def end(self) -> None:
-        if self.service is not None:
-            self.service.close()
-            self.service = None
-
-    def place(self, read: Read, where: Place, only: int | None = None) -> None:
-        """Computes these tokens, or their KV in one layer."""
-        for group, tokens in enumerate(where.tokens):
-            part = [table if number == group else () for number, table in enumerate(where.tables)]
-            layers = [layer for layer, owner in enumerate(self.shard.groups) if owner == group]
-            for layer in layers if only is None else [only] if only in layers else []:
-                place(self.memory, self.shard, part, read.prompt().kv, tokens, layer)
-
-    def wipe(self, blocks: Sequence[int]) -> None:
-        self.memory[:, list(blocks)] = 0
-
-    def checksum(self, where: Place) -> bytes:
-        return checksum(there(self.memory, self.shard, where.tables, where.tokens))
-
-    def touched(self) -> list[int]:
-        """Blocks that are not empty."""
-        return [block for block in range(BLOCKS) if self.memory[:, block].any()]
-
-    def wait_for(self, name: str, key: TransferKey) -> str:
-        """Until the engine is told so. Answers what was told instead after a while, empty if all went well."""
-        pause, deadline = threading.Event(), time.monotonic() + TIMEOUT_S / 2
-        while key not in getattr(self.collect(), name):
-            if time.monotonic() > deadline:
-                return f"{key} is not {name}: {self.told}, {self.events}, {self._service.counters}"
-            pause.wait(0.001)
-        return ""
-
-    def collect(self) -> Results:
-        new = self._service.take_results()
-        for name in ("received", "failed", "released", "sent"):
-            getattr(self.told, name).extend(getattr(new, name))
-        return self.told
-
-    def errors(self, key: TransferKey, source_side: bool) -> list[str]:
-        return [event.error for event in self.events if (event.key, event.source_side) == (key, source_side)]
-
-    def rests(self) -> bool:
-        """Nothing is owed to its engine, and nothing of its is kept."""
-        self.collect()
-        service = self._service
-        kept = service.pinned_blocks or service.quarantined_blocks or service.in_flight_bytes
-        return not (service.busy or kept)
-
-    @property
-    def connected(self) -> frozenset[str]:
-        return self._service.connected
-
-    def call(self, name: str, args: Sequence[Any]) -> Any:
-        target = self if hasattr(self, name) else self._service
-        found = getattr(target, name)
-        return found(*args) if callable(found) else found
-
-    @property
-    def _service(self) -> TransferService:
-        assert self.service is not None
-        return self.service
-
-    def _make(self, kind: str, uuid: str) -> Transport:
-        shape = (self.shard.part.layers, BLOCKS, self.shard.part.heads, self.shard.block_size, SLOT)
-        if kind == "shm":
-            transport = ShmTransport(shape[0], BLOCKS, math.prod(shape[2:]))
-            self.memory = memory_of_shm(transport, shape)
-            return transport
-        from splitserve.kv.nixl import NixlTransport
-
-        self.memory = np.zeros(shape, np.uint8)
-        return NixlTransport(uuid, *regions_of(self.memory))
-
-
-def serve(pipe: Connection) -> None:
-    """Does what the pipe says until it ends. What goes wrong is the caller's to raise."""
-    server = Server()
-    while True:
-        try:
-            name, args = pipe.recv()
-        except EOFError:
-            return
-        try:
-            answer = server.call(name, args)
-        except Exception as error:
-            answer = error
-        pipe.send(answer)
-
-
-# The test's side -----------------------------------------------------------------------------------------------------
 @dataclass
 class Child:
     process: SpawnProcess
     pipe: Connection
+    unanswered: int = 0
 
     def send(self, name: str, *args: object) -> None:
         self.pipe.send((name, args))
+        self.unanswered += 1
+
+    def catch_up(self) -> None:
+        """Takes the answers that nobody waited for."""
+        while self.unanswered:
+            self.answer()
 
     def answer(self) -> Any:
         assert self.pipe.poll(TIMEOUT_S), "a rank's process does not answer"
         answer = self.pipe.recv()
+        self.unanswered -= 1
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -199,25 +59,25 @@ class Child:
 
 @contextmanager
 def children(count: int) -> Iterator[list[Child]]:
-    """Processes that are killed when the test is over, whatever state they are in."""
-    context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        made = []
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            stack.callback(_put_down, process, ours)
-            made.append(Child(process, ours))
-        yield made
+        yield [stack.enter_context(child_process()) for _ in range(count)]
 
 
-def _put_down(process: SpawnProcess, pipe: Connection) -> None:
-    process.kill()
-    process.join(TIMEOUT_S)
-    process.close()
-    pipe.close()
+@contextmanager
+def child_process() -> Iterator[Child]:
+    """A process that is killed when the test is over, whatever state it is in."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield Child(process, ours)
+    finally:
+        process.kill()
+        process.join(TIMEOUT_S)
+        process.close()
+        ours.close()
 
 
 @dataclass
@@ -287,9 +147,10 @@ class Workers:
         ranks = [Rank(child, shard, child.answer()) for child, (_, _, shard) in used]
         size = len(source.shards(layers, heads))
         yield cls(kind, layers, heads, Worker(source, ranks[:size]), Worker(destination, ranks[size:]))
-        for child, _ in used:
+        living = [child for child, _ in used if child.process.is_alive()]
+        for child in living:
             child.send("end")
-        for child, _ in used:
+        for child in living:
             child.answer()
 
     def assert_at_rest(self) -> None:

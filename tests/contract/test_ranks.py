@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from splitserve.kv.transfer import TransferKey
+from splitserve.kv.transport import TransportError
 from tests.contract.kv_endpoints import KINDS, skip_without
-from tests.contract.kv_ranks import Child, Read, Transfer, Workers, children
-from tests.unit.kv.numbered import Shape
+from tests.contract.kv_ranks import Child, Transfer, Workers, children
+from tests.contract.rank_server import SETTINGS, SLOT, Read
+from tests.unit.kv.numbered import Shape, format_of
 
 TOKENS = 29  # ends within a block of every size used here
 
@@ -142,3 +144,27 @@ def test_a_rank_that_aborts_fails_the_claim_and_the_other_is_stopped(made: list[
         second.call("prefill_ended", moved.key)
         moved.wait_for(workers.source, "sent")
         workers.assert_at_rest()
+
+
+@pytest.mark.nixl
+@pytest.mark.parametrize(("source", "destination"), [(Shape(1), Shape(1)), (Shape(2, block_size=6), Shape(1))])
+def test_kv_arrives_exactly_where_processes_may_not_read_each_others_memory(
+    monkeypatch: pytest.MonkeyPatch, source: Shape, destination: Shape
+) -> None:
+    """As in a container without the right to; UCX then has TCP alone, and the receiver's help is needed."""
+    skip_without("nixl")
+    monkeypatch.setenv("UCX_TLS", "tcp,self")
+    with children(3) as apart, Workers.begun(apart, "nixl", source, destination) as workers:
+        moved = transfer(workers)
+        push(moved)
+        assert moved.arrived()
+        workers.assert_at_rest()
+
+
+@pytest.mark.nixl
+def test_children_heed_what_ucx_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative twin: with no way to another process there is no transport at all."""
+    skip_without("nixl")
+    monkeypatch.setenv("UCX_TLS", "self")
+    with children(1) as apart, pytest.raises(TransportError, match="can't register"):
+        apart[0].call("begin", "nixl", "rank", format_of(Shape(), 2, 2, SLOT), Shape().shards(2, 2)[0], SETTINGS)

@@ -33,7 +33,11 @@ def _serve(pipe: Connection, model: str, max_model_len: int, core: int, extra: M
         prompts, sampling = question
         params = SamplingParams(**sampling, ignore_eos=True, detokenize=False)
         answers = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False)
-        pipe.send([list(answer.outputs[0].token_ids) for answer in answers])
+        outputs = [answer.outputs[0] for answer in answers]
+        if "logprobs" in sampling:
+            pipe.send([[(t, e.logprob) for t, e in position.items()] for o in outputs for position in o.logprobs])
+        else:
+            pipe.send([list(output.token_ids) for output in outputs])
 
 
 class Oracle:
@@ -55,6 +59,13 @@ class Oracle:
         assert self._pipe.poll(ANSWER_TIMEOUT_S), "the oracle does not answer"
         answers: list[list[int]] = self._pipe.recv()
         return answers
+
+    def next_two(self, tokens: Sequence[int]) -> list[tuple[int, float]]:
+        """The two likeliest tokens after these, the best first, with their log-probabilities."""
+        self._pipe.send(([tokens], {"temperature": 0, "max_tokens": 1, "logprobs": 2}))
+        assert self._pipe.poll(ANSWER_TIMEOUT_S), "the oracle does not answer"
+        likeliest: list[tuple[int, float]] = self._pipe.recv()[0]
+        return sorted(likeliest, key=lambda entry: -entry[1])[:2]
 
     def close(self) -> None:
         self._pipe.send(None)

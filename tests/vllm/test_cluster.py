@@ -15,6 +15,8 @@ from tests.cluster.asking import Answer, ask, eventually, greedy, prompt_of, set
 from tests.cluster.processes import Cluster, cluster_of
 from tests.vllm.oracle import Oracle
 
+EPSILON = 1e-3  # between log-probabilities
+
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 MAX_MODEL_LEN = 8192
@@ -60,7 +62,15 @@ async def client(cluster: Cluster) -> AsyncIterator[AsyncClient]:
 
 
 def exact(oracle: Oracle, prompt: tuple[int, ...], answer: Answer) -> bool:
-    return [list(answer.token_ids)] == oracle.continue_each([prompt], len(answer.token_ids))
+    """Token by token. Where the oracle's two best are EPSILON apart or closer, the other one passes too and ends the
+    comparison: float32 sums depend on the size of a batch, and its chunks are not ours."""
+    given, expected = list(answer.token_ids), oracle.continue_each([prompt], len(answer.token_ids))[0]
+    differs = next((i for i, pair in enumerate(zip(given, expected, strict=True)) if pair[0] != pair[1]), None)
+    if differs is None:
+        return True
+    (token, best), (other, second) = oracle.next_two([*prompt, *expected[:differs]])
+    print(f"token {differs} of {len(given)} differs; the oracle's two best are {best - second:.6f} apart")
+    return given[differs] in (token, other) and best - second <= EPSILON
 
 
 async def test_requests_of_many_lengths_at_once_are_each_exact(client: AsyncClient, oracle: Oracle) -> None:

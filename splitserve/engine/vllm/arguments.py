@@ -37,7 +37,7 @@ def prepare_environment(host: str, ranks: int) -> None:
     }
     if is_loopback(host):
         defaults["UCX_NET_DEVICES"] = "lo"  # else UCX listens on every interface
-    if _torch_is_for_cpu():
+    if _has_no_gpu():
         defaults["TORCHDYNAMO_DISABLE"] = "1"  # else the first logprobs call compiles C++ for 50 s
         if ranks > 1:
             defaults["VLLM_CPU_OMP_THREADS_BIND"] = _one_core_each(ranks)  # vLLM's `auto` fails on one NUMA node
@@ -92,10 +92,10 @@ def _one_core_each(ranks: int) -> str:
     return "|".join(map(str, islice(cycle(sorted(os.sched_getaffinity(0))), ranks)))
 
 
-def _torch_is_for_cpu() -> bool:
+def _has_no_gpu() -> bool:
     import torch
 
-    return torch.version.cuda is None and torch.version.hip is None
+    return not torch.cuda.device_count()  # which does not initialise CUDA
 
 
 def _free_port(host: str) -> int:

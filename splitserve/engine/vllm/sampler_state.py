@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from splitserve.core.sampler_state import OUTPUT_PENALTIES, STATEFUL, SamplerState
+from splitserve.engine.vllm.versions import keep_seeds
 
 CPU_WORKER = "splitserve.engine.vllm.on_cpu.CpuWorker"
 GPU_WORKER = "splitserve.engine.vllm.on_gpu.GpuWorker"
@@ -63,6 +64,8 @@ class SamplerStates:
 
     def init_device(self) -> None:
         super().init_device()  # type: ignore[misc]
+        if not self.use_v2_model_runner:
+            keep_seeds(self.model_runner.sampler.topk_topp_sampler)
         if not self.use_v2_model_runner and self.model_runner.speculative_config is None:
             self.model_runner.sampler.register_forward_pre_hook(self._count_earlier_output, with_kwargs=True)
 

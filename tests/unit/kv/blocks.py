@@ -78,8 +78,8 @@ class Pool:
 
     def __init__(self, *memories: Array) -> None:
         self._memories = memories
-        self._free = list(range(BLOCKS))
-        self.owner: list[Holding | None] = [None] * BLOCKS
+        self._free = list(range(memories[0].shape[1]))
+        self.owner: list[Holding | None] = [None] * len(self._free)
 
     def take(self, holding: Holding, counts: Sequence[int]) -> None:
         holding.tables = [[self._take(holding) for _ in range(count)] for count in counts]
@@ -95,7 +95,7 @@ class Pool:
     @property
     def whole(self) -> bool:
         """All blocks are free, and nobody has touched one since."""
-        return len(self._free) == BLOCKS and not any(memory.any() for memory in self._memories)
+        return len(self._free) == len(self.owner) and not any(memory.any() for memory in self._memories)
 
     def _take(self, holding: Holding) -> int:
         block = self._free.pop()

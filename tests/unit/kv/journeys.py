@@ -8,7 +8,7 @@ from functools import partial
 from splitserve.kv.ticket import TransferKey
 from tests.unit.kv.blocks import GROUPS, Prompt
 from tests.unit.kv.faults import FaultyWorld
-from tests.unit.kv.rank import Rank
+from tests.unit.kv.rank import Rank, peers
 
 LIMITS_S = (0.3, 0.8, 2.0, 5.0, 10.0)  # of claims
 
@@ -20,7 +20,6 @@ class Journeys(FaultyWorld):
         for number in range(self.dice.randint(2, 4)):
             key = TransferKey(f"t{number}", 1)
             prompt = Prompt.of(self.dice.getrandbits(32), self.dice.randint(1, 14), self.layers, self.heads)
-            self.prompts[key] = prompt
             ways = (self.a, self.b), (self.b, self.a)
             source, destination = ways[self.dice.random() < 0.2]
             self._plan_transfer(key, prompt, source, destination)
@@ -60,7 +59,7 @@ class Journeys(FaultyWorld):
         again = Prompt.of(self.dice.getrandbits(32), 3, self.layers, self.heads) if self.chance(0.1) else None
         for rank in source:
             late = begins + self.dice.uniform(0.0, 0.2)
-            self._soon(rank, late, partial(rank.offer, key, prompt, destination, hit))
+            self._soon(rank, late, partial(rank.offer, key, prompt, peers(destination), hit))
             for number, end in enumerate(ends):
                 layers = 1 if self.chance(0.2) else None
                 step = late + takes_s * (number + 1) / (len(ends) + 1)
@@ -72,7 +71,7 @@ class Journeys(FaultyWorld):
             if aborted_again:
                 self._soon(rank, late + takes_s + self.dice.expovariate(5.0), partial(rank.abort_prefill, key))
             if again is not None:
-                self._soon(rank, late + takes_s + 2.0, partial(rank.offer, key, again, destination))
+                self._soon(rank, late + takes_s + 2.0, partial(rank.offer, key, again, peers(destination)))
             if self.chance(0.1):
                 self._soon(rank, late + takes_s * self.dice.random(), partial(self._refuse_a_write, rank))
 
@@ -93,7 +92,7 @@ class Journeys(FaultyWorld):
         abandons_s = at_s + self.dice.uniform(0.0, 2.0) if self.chance(0.25) else at_s + limit_s + 1.0
         for rank in destination:
             late = at_s + self.dice.uniform(0.0, 0.2)
-            claim = partial(rank.claim, key, prompt, source, tokens, hits, limit_s, expects)
+            claim = partial(rank.claim, key, prompt, peers(source), tokens, hits, limit_s, expects)
             self._soon(rank, late, claim)
             self._soon(rank, max(late, abandons_s), partial(rank.abandon, key))
             if self.chance(0.2):

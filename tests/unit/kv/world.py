@@ -14,9 +14,9 @@ import numpy as np
 from splitserve.core.config import KvTransferSettings
 from splitserve.core.worker import KvFormat, rank_uuid
 from splitserve.kv.layout import Shard, Slice
-from splitserve.kv.ticket import LegKey, TransferKey
+from splitserve.kv.ticket import LegKey
 from splitserve.kv.transport import TransportError, WriteState
-from tests.unit.kv.blocks import SLOT, DeviceFence, Holding, Prompt
+from tests.unit.kv.blocks import SLOT, DeviceFence, Holding
 from tests.unit.kv.numbered import Array, Shape, elements, flat, format_of
 from tests.unit.kv.rank import Rank, Row
 
@@ -136,14 +136,10 @@ class World:
         self.transports: dict[str, ModelTransport] = {}
         self.a, self.b = self._ranks("a", self.one), self._ranks("b", self.other)
         self.ranks = {rank.uuid: rank for rank in (*self.a, *self.b)}
-        self.prompts: dict[TransferKey, Prompt] = {}
         self.letters: deque[tuple[str, str, bytes]] = deque()
         self.returned: list[tuple[str, str, bytes]] = []  # to somebody who is not here
         self.landing: list[DeviceFence] = []
         self.rows: Counter[Row] = Counter()
-
-    def prompt_of(self, key: TransferKey) -> Prompt:
-        return self.prompts[key]
 
     # What ranks do to the world --------------------------------------------------------------------------------------
     def on_letter(self, sender: str, recipient: str, frame: bytes) -> None:
@@ -224,16 +220,12 @@ class World:
         self.step()
         for rank in self.ranks.values():
             if rank.alive:
-                for key in list(rank.decoding):
-                    rank.end_decode(key)
+                rank.assert_given_back()
                 self._assert_at_rest(rank)
 
     def _assert_at_rest(self, rank: Rank) -> None:
         told, events = rank.told, Counter((event.key, event.source_side) for event in rank.events)
         assert rank.at_rest, f"{rank.uuid} is not at rest"
-        assert not rank.prefills, f"{rank.uuid} was never told that a prefill is sent"
-        assert not rank.claims, f"{rank.uuid} was never told of a claim's end"
-        assert rank.pool.whole, f"{rank.uuid} has lost a block, or a free one was written to"
         assert not any(link.due for link in rank.source._writer._links.values()), "a WRITE is queued for ever"
         ended = Counter([(key, False) for key in (*told.received, *told.failed, *told.released)])
         assert events == ended + Counter((key, True) for key in told.sent), "ends and events do not match"
