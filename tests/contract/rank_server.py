@@ -31,7 +31,7 @@ from tests.unit.kv.blocks import Prompt
 from tests.unit.kv.engine import Engine
 from tests.unit.kv.numbered import Array, place, there
 
-SLOT, BLOCKS = 64, 64  # bytes of one token of one head of one layer; blocks of a rank
+SLOT, BLOCKS = 1024, 256  # bytes of one token of one head of one layer; blocks of a rank
 SETTINGS = KvTransferSettings(peer_silent_s=1.0, lease_s=60.0)
 TIMEOUT_S = 60.0
 ENGINE_STEP_S = 0.002

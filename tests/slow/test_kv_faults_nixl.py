@@ -85,7 +85,7 @@ class Run:
     # The plan --------------------------------------------------------------------------------------------------------
     def _make_plan(self, workers: Workers) -> None:
         for number in range(4):
-            read = Read(self._seed * 100 + number, self.dice.randint(1, 40), workers.layers, workers.heads)
+            read = Read(self._seed * 100 + number, self.dice.randint(1, 80), workers.layers, workers.heads)
             ways = (workers.source, workers.destination), (workers.destination, workers.source)
             self._plan_transfer(TransferKey(f"t{number}", 1), read, *ways[self.dice.random() < 0.2])
         for rank in (*workers.source.ranks, *workers.destination.ranks):
@@ -93,7 +93,7 @@ class Run:
 
     def _plan_transfer(self, key: TransferKey, read: Read, source: Worker, destination: Worker) -> None:
         begins, takes_s = self.dice.uniform(0.0, 0.8), self.dice.choice((0.0, 0.2, 0.8))
-        limit_s, ends = self.dice.choice((0.5, 2.0, 8.0)), self.dice.choice(ENDS)
+        limit_s, ends = self.dice.choice((0.5, 2.0, 4.0)), self.dice.choice(ENDS)
         claims = max(0.0, begins + self.dice.choice((-0.3, 0.0, takes_s + 0.1, takes_s + 2.0)))
         hit = self.dice.choice((0, 0, read.tokens // 2))
         for rank in source.ranks:

@@ -9,7 +9,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import Connection
@@ -21,11 +21,12 @@ from splitserve.core.config import KvTransferSettings
 from splitserve.kv.layout import prompt_hash
 from splitserve.kv.source import MOST_ENDED
 from splitserve.kv.transfer import Claim, Offer, Table, TransferKey, TransferService
+from splitserve.kv.transport import Transport
 from tests.contract.kv_endpoints import BLOCK_SIZE, BLOCKS, KINDS, LAYERS, SHARD, kv_format, make_endpoint, skip_without
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-TRANSFERS = {"shm": 10_000, "nixl": 3_000}
+TRANSFERS = 10_000
 WARM_UP = 2 * MOST_ENDED  # So many ended ones are remembered, and a dict that forgets one for each new one grows once.
 AT_ONCE = BLOCKS - 2  # each of one block
 TIMEOUT_S = 60.0
@@ -82,21 +83,17 @@ def _collect(take: Callable[[], list[TransferKey]], keys: list[TransferKey]) -> 
 
 @contextmanager
 def running(kind: str, leaks: bool) -> Iterator[Pair]:
-    with ExitStack() as stack:
-        made = [
-            stack.enter_context(
-                TransferService(
-                    uuid,
-                    lambda uuid=uuid: make_endpoint(kind, uuid).transport,  # type: ignore[misc]
-                    kv_format(kind),
-                    SHARD,
-                    KvTransferSettings(),
-                    lambda _: None,
-                )
-            )
-            for uuid in ("source", "destination")
-        ]
-        yield Pair(made[0], made[1], leaks)
+    endpoints = []  # their memory must outlive the transports, which do not own it
+
+    def make(uuid: str) -> Transport:
+        endpoints.append(make_endpoint(kind, uuid))
+        return endpoints[-1].transport
+
+    def service(uuid: str) -> TransferService:
+        return TransferService(uuid, lambda: make(uuid), kv_format(kind), SHARD, KvTransferSettings(), lambda _: None)
+
+    with service("source") as source, service("destination") as destination:
+        yield Pair(source, destination, leaks)
 
 
 def resident_bytes() -> int:
@@ -111,7 +108,7 @@ def measure(pipe: Connection, kind: str, leaks: bool) -> None:
         pair.transfer(WARM_UP)
         gc.collect()
         traced, resident, begun = tracemalloc.get_traced_memory()[0], resident_bytes(), time.monotonic()
-        pair.transfer(TRANSFERS[kind])
+        pair.transfer(TRANSFERS)
         gc.collect()
         pipe.send(
             Growth(tracemalloc.get_traced_memory()[0] - traced, resident_bytes() - resident, time.monotonic() - begun)
@@ -139,7 +136,7 @@ def test_thousands_of_transfers_leave_no_memory_behind(kind: str, capsys: pytest
     skip_without(kind)
     grown = growth(kind)
     with capsys.disabled():
-        print(f"\n{TRANSFERS[kind]} transfers over {kind}: {grown}")
+        print(f"\n{TRANSFERS} transfers over {kind}: {grown}")
     assert grown.traced < MOST_GROWTH_BYTES
     assert grown.resident < MOST_RESIDENT_GROWTH_BYTES
 
