@@ -11,11 +11,12 @@ from bisect import insort
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from random import Random
 
 from splitserve.core.errors import Overloaded, SplitserveError, Unavailable
 from splitserve.core.worker import Pool, Ticket, WorkerInfo
 from splitserve.routing.fleet import Fleet
-from splitserve.routing.policy import Need, NoRoute, Route, choose, choose_target
+from splitserve.routing.policy import Need, NoRoute, Route, Wait, choose, choose_target
 from splitserve.routing.promise import Promise
 
 _SHORTEST_RETRY_S = 0.5
@@ -74,6 +75,7 @@ class WaitingRequests:
         self._fleet = fleet
         self._limit = limit
         self._clock = clock
+        self._random = Random()
         self._waiters: list[_Waiter] = []
         self._picky: list[_Waiter] = []
         self._number = 0
@@ -102,8 +104,7 @@ class WaitingRequests:
         if uuid is None:
             yield None
             return
-        decode = next(worker for worker in self._fleet.workers if worker.uuid == uuid)
-        binding = Binding(decode, None, job_prefix, self._clock())
+        binding = Binding(self._fleet.worker(uuid), None, job_prefix, self._clock())
         self._fleet.promise(uuid, binding.decode_job_id, Promise(Pool.DECODE, tokens, waits_for_kv=True))
         try:
             yield binding
@@ -139,7 +140,7 @@ class WaitingRequests:
     def _settle(self, waiter: _Waiter, queue: list[_Waiter]) -> bool:
         """Whether the waiter need not wait any more."""
         if not waiter.bound.done():
-            choice = choose(self._fleet.candidates(self._clock()), waiter.ask.need)
+            choice = self._choose(waiter.ask.need)
             if isinstance(choice, Route):
                 waiter.bound.set_result(self._bind(choice, waiter.ask))
             elif isinstance(choice, NoRoute):
@@ -149,11 +150,16 @@ class WaitingRequests:
         queue.remove(waiter)
         return True
 
+    def _choose(self, need: Need) -> Route | Wait | NoRoute:
+        choice = choose(self._fleet.sample(self._clock(), self._random), need)
+        if isinstance(choice, NoRoute):  # a sample can't say that nobody is left
+            return choose(self._fleet.candidates(self._clock()), need)
+        return choice
+
     def _bind(self, route: Route, ask: Ask) -> Binding:
-        workers = {worker.uuid: worker for worker in self._fleet.workers}
         binding = Binding(
-            decode=workers[route.decode],
-            prefill=workers[route.prefill] if route.prefill is not None else None,
+            decode=self._fleet.worker(route.decode),
+            prefill=self._fleet.worker(route.prefill) if route.prefill is not None else None,
             job_prefix=ask.job_prefix,
             bound_at=self._clock(),
         )

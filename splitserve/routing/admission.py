@@ -1,8 +1,9 @@
 """What a worker grants: the one rule by which a worker takes a job and a router predicts that it will.
 
-Pure. `Capacity` is a worker's own account, changed by its event loop alone; the `fits_*` and `after_*` functions work
-on a `Load`, so that a router predicts with what the worker decides by. It is not the engine's allocator: blocks are
-counted here when a job is taken, whether or not the engine has handed them out yet.
+Pure. `Capacity` is a worker's own account, changed by its event loop alone; the `fits_*` functions work on what a
+worker grants, so that a router predicts with what the worker decides by (what a job then takes: `promise.Effect`). It
+is not the engine's allocator: blocks are counted here when a job is taken, whether or not the engine has handed them
+out yet.
 
 **Why two soft-role workers can't wait for each other for ever.** A decode that waits for KV holds blocks and makes no
 progress by itself; everything else (a prefill, a running decode) goes on with what it holds and ends. So only parked
@@ -17,7 +18,8 @@ park the longest ones: they are computed where they decode. Sequences obey the s
 prefill, unless there is only one.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
 from splitserve.core.worker import DecodeJob, Failure, Job, Load, Pool, PrefillJob
 from splitserve.kv.layout import blocks_for
@@ -51,50 +53,46 @@ class Refusal:
     field: str = ""
 
 
+class Room(Protocol):
+    """What a worker grants now; `Load` says what each field means."""
+
+    @property
+    def free_blocks(self) -> int: ...
+    @property
+    def free_sequences(self) -> int: ...
+    @property
+    def prefill_tokens(self) -> int: ...
+    @property
+    def prefill_token_limit(self) -> int: ...
+    @property
+    def parked_limit_blocks(self) -> int: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def draining(self) -> bool: ...
+
+
 # One rule for prediction and decision ---------------------------------------------------------------------------------
 def decode_blocks(tokens: int, block_size: int) -> int:
     """Blocks that a decode starts with: its context and the first token it makes."""
     return blocks_for(tokens + 1, block_size)
 
 
-def fits_prefill(load: Load, tokens: int, block_size: int) -> bool:
+def fits_prefill(load: Room, tokens: int, block_size: int) -> bool:
     """Whether a worker with this load takes a prefill of `tokens` prompt tokens."""
     return _prefill_obstacle(load, tokens, block_size) is None
 
 
-def fits_decode(load: Load, tokens: int, block_size: int, waits_for_kv: bool) -> bool:
+def fits_decode(load: Room, tokens: int, block_size: int, waits_for_kv: bool) -> bool:
     """Whether a worker with this load takes a decode with `tokens` of context, whose KV comes from elsewhere or not."""
     return _decode_obstacle(load, tokens, block_size, waits_for_kv) is None
 
 
-def after_prefill(load: Load, tokens: int, block_size: int) -> Load:
-    """The load once it has taken a prefill."""
-    return replace(
-        load,
-        free_blocks=max(0, load.free_blocks - blocks_for(tokens, block_size)),
-        prefill_tokens=load.prefill_tokens + tokens,
-        running=load.running + 1,
-    )
-
-
-def after_decode(load: Load, tokens: int, block_size: int, waits_for_kv: bool) -> Load:
-    """The load once it has taken a decode."""
-    blocks = decode_blocks(tokens, block_size)
-    return replace(
-        load,
-        free_blocks=max(0, load.free_blocks - blocks),
-        free_sequences=max(0, load.free_sequences - 1),
-        parked_limit_blocks=max(0, load.parked_limit_blocks - blocks) if waits_for_kv else load.parked_limit_blocks,
-        prefill_tokens=load.prefill_tokens + (0 if waits_for_kv else tokens),
-        running=load.running + (0 if waits_for_kv else 1),
-    )
-
-
-def _prefill_obstacle(load: Load, tokens: int, block_size: int) -> str | None:
+def _prefill_obstacle(load: Room, tokens: int, block_size: int) -> str | None:
     return _common_obstacle(load, blocks_for(tokens, block_size)) or _no_prefill_slot(load)
 
 
-def _decode_obstacle(load: Load, tokens: int, block_size: int, waits_for_kv: bool) -> str | None:
+def _decode_obstacle(load: Room, tokens: int, block_size: int, waits_for_kv: bool) -> str | None:
     blocks = decode_blocks(tokens, block_size)
     if load.free_sequences < 1:
         return "every sequence is taken"
@@ -103,7 +101,7 @@ def _decode_obstacle(load: Load, tokens: int, block_size: int, waits_for_kv: boo
     return _common_obstacle(load, blocks) or (None if waits_for_kv else _no_prefill_slot(load))
 
 
-def _common_obstacle(load: Load, blocks: int) -> str | None:
+def _common_obstacle(load: Room, blocks: int) -> str | None:
     if load.draining:
         return "the worker is draining"
     if blocks > load.free_blocks:
@@ -111,7 +109,7 @@ def _common_obstacle(load: Load, blocks: int) -> str | None:
     return None
 
 
-def _no_prefill_slot(load: Load) -> str | None:
+def _no_prefill_slot(load: Room) -> str | None:
     if load.prefill_tokens < load.prefill_token_limit:
         return None
     return f"{load.prefill_tokens} prompt tokens wait already; the limit is {load.prefill_token_limit}"

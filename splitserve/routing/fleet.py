@@ -4,21 +4,30 @@ Pure state, one owner (`router/membership`): no method awaits, reads a clock or 
 caller's clock. It does not choose (`policy`) and does not judge what a worker accepts (`admission`).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from random import Random
 
 from splitserve.core.fleet import Health, WorkerStatus
-from splitserve.core.worker import Load, Pool, WorkerInfo
+from splitserve.core.worker import KvFormat, Load, Pool, WorkerInfo
+from splitserve.kv.layout import differing_field
+from splitserve.routing.admission import Limits, Room
 from splitserve.routing.promise import Effect, Promise, nothing
 
+SAMPLE = 24  # candidates of each pool that a decision looks at in a fleet larger than two such samples
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Candidate:
-    """One live worker as `policy` sees it. `load` has every promise taken off that the worker has not reported yet."""
+    """One live worker as `policy` sees it, until the fleet's next change. `load` has every promise taken off that the
+    worker has not reported yet. Workers of the same `kv_class` can write each other's KV."""
 
     info: WorkerInfo
+    limits: Limits
+    kv_class: int
     pool: Pool
     health: Health
-    load: Load
+    load: Room
     accepting: bool  # False before the first report, and from a NotNow until the next
 
 
@@ -31,24 +40,36 @@ class _Held:
 
 @dataclass(slots=True)
 class _Member:
-    info: WorkerInfo
-    pool: Pool
+    """`candidate` is what policy sees of it, kept up to date; `load` is the worker's own last word."""
+
+    candidate: Candidate
     load: Load
     heard_at: float
     active_at: float  # last time it did something for anyone
     token_at: float | None = None
     draining: bool = False
-    accepting: bool = False
     sent_jobs: int = 0
     held: dict[str, _Held] = field(default_factory=dict)  # promised or running
     unseen: dict[str, _Held] = field(default_factory=dict)  # promises that `load` does not reflect yet
     unseen_effect: Effect = field(default_factory=Effect)  # of all of them together
-    granted: Load | None = None  # `load` after that; None when it must be worked out anew
 
-    def forget(self, job_id: str) -> None:
-        """What an unseen promise takes counts no more."""
-        self.unseen_effect = self.unseen_effect - self.unseen.pop(job_id).effect
-        self.granted = None
+    @property
+    def info(self) -> WorkerInfo:
+        return self.candidate.info
+
+    def promised(self, job_id: str, held: _Held) -> None:
+        self.held[job_id] = self.unseen[job_id] = held
+        self.unseen_effect = self.unseen_effect.plus(held.effect)
+        self.regrant()
+
+    def forget(self, job_ids: Iterable[str]) -> None:
+        """What these unseen promises take counts no more."""
+        for job_id in job_ids:
+            self.unseen_effect = self.unseen_effect.minus(self.unseen.pop(job_id).effect)
+        self.regrant()
+
+    def regrant(self) -> None:
+        self.candidate.load = self.unseen_effect.on(self.load) if self.unseen else self.load
 
 
 class Fleet:
@@ -57,15 +78,26 @@ class Fleet:
     def __init__(self, silent_after_s: float) -> None:
         self._silent_after_s = silent_after_s
         self._members: dict[str, _Member] = {}
+        self._pools: dict[Pool, list[_Member]] = {pool: [] for pool in Pool}
+        self._latest: dict[Pool, _Member] = {}  # whose grant changed last
+        self._kv_classes: list[KvFormat] = []
 
     # Who is there ------------------------------------------------------------------------------------------------
     def join(self, info: WorkerInfo, now: float) -> None:
         """It gets no job before its first report."""
-        self._members[info.uuid] = _Member(info, info.pool, nothing(info.pool), heard_at=now, active_at=now)
+        limits = Limits.of(info.total_blocks, info.max_model_len, info.kv.block_size)
+        load = nothing(info.pool)
+        candidate = Candidate(info, limits, self._kv_class(info.kv), info.pool, Health.READY, load, accepting=False)
+        member = self._members[info.uuid] = _Member(candidate, load, heard_at=now, active_at=now)
+        self._pools[info.pool].append(member)
 
     def leave(self, uuid: str) -> None:
         """With everything it held."""
-        del self._members[uuid]
+        member = self._members.pop(uuid)
+        pool = member.candidate.pool
+        self._pools[pool] = [other for other in self._pools[pool] if other is not member]
+        if self._latest.get(pool) is member:
+            del self._latest[pool]
 
     def __contains__(self, uuid: object) -> bool:
         return uuid in self._members
@@ -76,6 +108,9 @@ class Fleet:
     @property
     def workers(self) -> tuple[WorkerInfo, ...]:
         return tuple(member.info for member in self._members.values())
+
+    def worker(self, uuid: str) -> WorkerInfo:
+        return self._members[uuid].info
 
     def find(self, name_or_uuid: str) -> WorkerInfo | None:
         return next((info for info in self.workers if name_or_uuid in (info.uuid, info.name)), None)
@@ -91,13 +126,12 @@ class Fleet:
         if (load.produced_tokens, load.prefill_tokens) != (member.load.produced_tokens, member.load.prefill_tokens):
             member.active_at = now
         if load.pool != member.load.pool:  # it obeyed this router, or another one
-            member.pool = load.pool
+            self.set_pool(uuid, load.pool)
         member.load = load
         member.heard_at = now
-        member.accepting = True
-        member.granted = None
-        for job_id in [job_id for job_id, held in member.unseen.items() if _seen(held, load)]:
-            member.forget(job_id)
+        member.candidate.accepting = True
+        member.forget([job_id for job_id, held in member.unseen.items() if _seen(held, load)])
+        self._latest[member.candidate.pool] = member
 
     def heard(self, uuid: str, now: float, *, tokens: bool) -> None:
         """A batch of deltas came; `tokens` says whether any token was in it."""
@@ -108,10 +142,15 @@ class Fleet:
 
     def refused(self, uuid: str) -> None:
         """A NotNow: nothing more for this worker before its next report."""
-        self._members[uuid].accepting = False
+        self._members[uuid].candidate.accepting = False
 
     def set_pool(self, uuid: str, pool: Pool) -> None:
-        self._members[uuid].pool = pool
+        member = self._members[uuid]
+        if member.candidate.pool is not pool:
+            self._pools[member.candidate.pool].remove(member)
+            self._pools[pool].append(member)
+            self._latest = {at: latest for at, latest in self._latest.items() if latest is not member}
+            member.candidate.pool = pool
 
     def drain(self, uuid: str) -> None:
         self._members[uuid].draining = True
@@ -120,10 +159,7 @@ class Fleet:
     def promise(self, uuid: str, job_id: str, promise: Promise) -> None:
         """A route was bound; the job may be sent later."""
         member = self._members[uuid]
-        held = _Held(promise, Effect.of(promise, member.info.kv.block_size))
-        member.held[job_id] = member.unseen[job_id] = held
-        member.unseen_effect = member.unseen_effect + held.effect
-        member.granted = None
+        member.promised(job_id, _Held(promise, Effect.of(promise, member.info.kv.block_size)))
 
     def holds(self, uuid: str, job_id: str) -> bool:
         """Whether the job is promised to this worker or running there; not if the worker has left, or left and come
@@ -144,7 +180,7 @@ class Fleet:
         if member is None or job_id not in member.held or member.held[job_id].number is not None:
             return False
         del member.held[job_id]
-        member.forget(job_id)
+        member.forget([job_id])
         return True
 
     def ended(self, uuid: str, job_id: str) -> None:
@@ -152,9 +188,19 @@ class Fleet:
         self._members[uuid].held.pop(job_id, None)
 
     # What can be asked -------------------------------------------------------------------------------------------
-    def candidates(self, now: float) -> tuple[Candidate, ...]:
-        """In the order they joined."""
-        return tuple(self._candidate(member, now) for member in self._members.values())
+    def candidates(self, now: float) -> list[Candidate]:
+        """All of them, in the order they joined."""
+        return [self._candidate(member, now) for member in self._members.values()]
+
+    def sample(self, now: float, random: Random) -> list[Candidate]:
+        """Whom a decision looks at: all of a small fleet; of a large one some of each pool, drawn at random, and those
+        whose grants changed last, so that room which has just appeared is always seen."""
+        if len(self._members) <= 2 * SAMPLE:
+            return self.candidates(now)
+        drawn = list(self._latest.values())
+        for members in self._pools.values():
+            drawn += random.choices(members, k=SAMPLE) if len(members) > SAMPLE else members
+        return [self._candidate(member, now) for member in drawn]
 
     def active_at(self, uuid: str) -> float:
         """When the worker last did something for any request; -inf for one that is gone."""
@@ -166,7 +212,7 @@ class Fleet:
         prefills = sum(held.promise.pool is Pool.PREFILL for held in member.held.values())
         return WorkerStatus(
             worker=member.info,
-            pool=member.pool,
+            pool=member.candidate.pool,
             health=self._health(member, now),
             load=member.load,
             seconds_since_heartbeat=now - member.heard_at,
@@ -175,16 +221,17 @@ class Fleet:
             decodes=len(member.held) - prefills,
         )
 
+    # -------------------------------------------------------------------------------------------------------------
+    def _kv_class(self, kv: KvFormat) -> int:
+        for number, known in enumerate(self._kv_classes):
+            if not differing_field(known, kv):
+                return number
+        self._kv_classes.append(kv)
+        return len(self._kv_classes) - 1
+
     def _candidate(self, member: _Member, now: float) -> Candidate:
-        if member.granted is None:
-            member.granted = member.unseen_effect.on(member.load)
-        return Candidate(
-            info=member.info,
-            pool=member.pool,
-            health=self._health(member, now),
-            load=member.granted,
-            accepting=member.accepting,
-        )
+        member.candidate.health = self._health(member, now)
+        return member.candidate
 
     def _health(self, member: _Member, now: float) -> Health:
         if member.draining or member.load.draining:

@@ -1,16 +1,18 @@
 """Who gets a request: pure functions over what `fleet` knows, with the rule of `admission` that workers decide by too.
 
 A route is bound whole or not at all: a prefill worker that takes the prompt now and a decode worker that takes its
-blocks now, never the same one, never of different KV formats. No state, no clock, no queue: `router/waiting` asks.
+blocks now, never the same one, never of different KV formats. No state, no clock, no queue: `router/waiting` asks, and
+so does the planner's simulator. A decision looks at each candidate once, so its cost is bounded by the sample that
+`Fleet.sample` draws from a large fleet.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from splitserve.core.fleet import Health
 from splitserve.core.worker import Pool
-from splitserve.kv.layout import blocks_for, differing_field
-from splitserve.routing.admission import Limits, decode_blocks, fits_decode, fits_prefill
+from splitserve.kv.layout import blocks_for
+from splitserve.routing.admission import decode_blocks, fits_decode, fits_prefill
 from splitserve.routing.fleet import Candidate
 
 _LEAST_TOKENS_TO_MOVE = (
@@ -52,14 +54,20 @@ class NoRoute:
     reason: str
 
 
-def choose(candidates: Sequence[Candidate], need: Need) -> Route | Wait | NoRoute:
+_WAIT = Wait()
+
+
+def choose(everyone: Sequence[Candidate], need: Need) -> Route | Wait | NoRoute:
     """The least loaded workers that take the request now; ties go to the one that joined first."""
-    live = [c for c in candidates if c.info.uuid not in need.exclude and c.health is not Health.DRAINING]
-    if not live:
-        return NoRoute(_why_none(candidates))
-    ready = [c for c in live if c.health is Health.READY]
-    usable = [c for c in ready if c.info.uuid not in need.avoid] or ready
-    return _route(_of(usable, Pool.PREFILL), _of(usable, Pool.DECODE), need.tokens) or Wait()
+    candidates = [c for c in everyone if c.info.uuid not in need.exclude] if need.exclude else everyone
+    usable = [c for c in candidates if c.health is Health.READY]
+    if need.avoid:
+        usable = [c for c in usable if c.info.uuid not in need.avoid] or usable
+    if not usable and all(c.health is Health.DRAINING for c in candidates):
+        return NoRoute(_why_none(everyone))
+    prefills = [c for c in usable if c.pool is Pool.PREFILL]
+    decodes = [c for c in usable if c.pool is Pool.DECODE]
+    return _route(prefills, decodes, need.tokens) or _WAIT
 
 
 def choose_target(candidates: Sequence[Candidate], tokens: int, source: str, wanted: str | None) -> str | None:
@@ -67,10 +75,8 @@ def choose_target(candidates: Sequence[Candidate], tokens: int, source: str, wan
     alone if that is given."""
     here = next((c for c in candidates if c.info.uuid == source), None)
     others = [c for c in candidates if c.health is Health.READY and c.info.uuid != source]
-    pool = [c for c in others if c.info.uuid == wanted] if wanted is not None else _of(others, Pool.DECODE)
-    taking = [
-        c for c in pool if here is not None and not differing_field(here.info.kv, c.info.kv) and _parks(c, tokens)
-    ]
+    pool = [c for c in others if (c.info.uuid == wanted if wanted is not None else c.pool is Pool.DECODE)]
+    taking = [c for c in pool if here is not None and c.kv_class == here.kv_class and _parks(c, tokens)]
     return min(taking, key=_decode_load).info.uuid if taking else None
 
 
@@ -81,21 +87,21 @@ def _why_none(candidates: Sequence[Candidate]) -> str:
     return f"no worker is left for this request (draining, or it failed there: {names}); send it again later"
 
 
-def _of(candidates: Iterable[Candidate], pool: Pool) -> list[Candidate]:
-    return [candidate for candidate in candidates if candidate.pool is pool]
-
-
 def _route(prefills: list[Candidate], decodes: list[Candidate], tokens: int) -> Route | None:
     if not prefills or not decodes:
         return _alone(decodes or prefills, tokens)
-    movable = [(p, d) for d in decodes for p in prefills if _can_move(p, d, tokens)]
-    if not movable:
-        return _alone(decodes, tokens)
-    pairs = [(p, d) for p, d in movable if _starts(p, tokens) and _parks(d, tokens)]
-    if not pairs:
-        return None
-    prefill, decode = min(pairs, key=lambda pair: (_decode_load(pair[1]), _prefill_load(pair[0])))
-    return Route(decode.info.uuid, prefill.info.uuid)
+    prefills.sort(key=_prefill_load)
+    decodes.sort(key=_decode_load)
+    without: set[int] = set()  # KV classes in which no prefill worker starts now
+    for decode in decodes:
+        if decode.kv_class not in without and _receives(decode, tokens) and _parks(decode, tokens):
+            for prefill in prefills:
+                if prefill.kv_class == decode.kv_class and _sends(prefill, tokens) and _starts(prefill, tokens):
+                    return Route(decode.info.uuid, prefill.info.uuid)
+            without.add(decode.kv_class)
+    senders = {p.kv_class for p in prefills if _sends(p, tokens)}
+    receivers = {d.kv_class for d in decodes if _receives(d, tokens)}
+    return _alone(decodes, tokens) if senders.isdisjoint(receivers) else None
 
 
 def _alone(candidates: list[Candidate], tokens: int) -> Route | None:
@@ -103,22 +109,16 @@ def _alone(candidates: list[Candidate], tokens: int) -> Route | None:
     return Route(min(taking, key=_alone_load).info.uuid) if taking else None
 
 
-def _can_move(prefill: Candidate, decode: Candidate, tokens: int) -> bool:
-    """Whether this KV can ever go from the one to the other; waiting won't change it."""
-    block_size = decode.info.kv.block_size
-    return (
-        tokens >= _LEAST_TOKENS_TO_MOVE
-        and not differing_field(prefill.info.kv, decode.info.kv)
-        and blocks_for(tokens, block_size) <= _limits(prefill).reserve
-        and decode_blocks(tokens, block_size) <= _limits(decode).parked_limit
-    )
+# Whether KV can ever go this way; waiting won't change it -------------------------------------------
+def _sends(prefill: Candidate, tokens: int) -> bool:
+    return tokens >= _LEAST_TOKENS_TO_MOVE and blocks_for(tokens, prefill.info.kv.block_size) <= prefill.limits.reserve
 
 
-def _limits(candidate: Candidate) -> Limits:
-    info = candidate.info
-    return Limits.of(info.total_blocks, info.max_model_len, info.kv.block_size)
+def _receives(decode: Candidate, tokens: int) -> bool:
+    return decode_blocks(tokens, decode.info.kv.block_size) <= decode.limits.parked_limit
 
 
+# Whether a worker takes a job now -------------------------------------------------------------------------------------
 def _starts(prefill: Candidate, tokens: int) -> bool:
     return prefill.accepting and fits_prefill(prefill.load, tokens, prefill.info.kv.block_size)
 
@@ -131,6 +131,7 @@ def _computes(worker: Candidate, tokens: int) -> bool:
     return worker.accepting and fits_decode(worker.load, tokens, worker.info.kv.block_size, waits_for_kv=False)
 
 
+# How busy it is -------------------------------------------------------------------------------------------------------
 def _prefill_load(candidate: Candidate) -> tuple[int, int]:
     return candidate.load.prefill_tokens, candidate.load.running
 

@@ -1,10 +1,13 @@
 """What jobs will take of a worker, before the worker has said so itself. Pure values that add up, so that a thousand
 promises cost no more to take off a load than one."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from operator import add, sub
+from typing import NamedTuple
 
 from splitserve.core.worker import Load, Pool
-from splitserve.routing.admission import after_decode, after_prefill
+from splitserve.kv.layout import blocks_for
+from splitserve.routing.admission import decode_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +19,7 @@ class Promise:
     waits_for_kv: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Effect:
+class Effect(NamedTuple):
     """By how much jobs change a load; the fields are Load's own."""
 
     free_blocks: int = 0
@@ -28,22 +30,27 @@ class Effect:
 
     @classmethod
     def of(cls, promise: Promise, block_size: int) -> "Effect":
-        """By the worker's own rule, seen on a load that nothing exhausts."""
+        """By the worker's own rule (`admission.Capacity`)."""
+        tokens = promise.tokens
         if promise.pool is Pool.PREFILL:
-            after = after_prefill(_PLENTY, promise.tokens, block_size)
-        else:
-            after = after_decode(_PLENTY, promise.tokens, block_size, promise.waits_for_kv)
-        return cls(**{name: getattr(after, name) - getattr(_PLENTY, name) for name in _NAMES})
+            return cls(free_blocks=-blocks_for(tokens, block_size), prefill_tokens=tokens, running=1)
+        blocks = decode_blocks(tokens, block_size)
+        if promise.waits_for_kv:
+            return cls(free_blocks=-blocks, free_sequences=-1, parked_limit_blocks=-blocks)
+        return cls(free_blocks=-blocks, free_sequences=-1, prefill_tokens=tokens, running=1)
 
-    def __add__(self, other: "Effect") -> "Effect":
-        return Effect(**{name: getattr(self, name) + getattr(other, name) for name in _NAMES})
+    def plus(self, other: "Effect") -> "Effect":
+        return Effect(*map(add, self, other))
 
-    def __sub__(self, other: "Effect") -> "Effect":
-        return Effect(**{name: getattr(self, name) - getattr(other, name) for name in _NAMES})
+    def minus(self, other: "Effect") -> "Effect":
+        return Effect(*map(sub, self, other))
 
     def on(self, load: Load) -> Load:
         """The load once the worker has taken these jobs."""
-        return replace(load, **{name: max(0, getattr(load, name) + getattr(self, name)) for name in _NAMES})
+        return replace(
+            load,
+            **{name: max(0, getattr(load, name) + change) for name, change in zip(self._fields, self, strict=True)},
+        )
 
 
 def nothing(pool: Pool) -> Load:
@@ -62,7 +69,3 @@ def nothing(pool: Pool) -> Load:
         draining=False,
         produced_tokens=0,
     )
-
-
-_NAMES = tuple(field.name for field in fields(Effect))
-_PLENTY = replace(nothing(Pool.DECODE), free_blocks=2**60, free_sequences=2**60, parked_limit_blocks=2**60)

@@ -10,11 +10,10 @@ from splitserve.routing.admission import (
     Capacity,
     Limits,
     Refusal,
-    after_decode,
-    after_prefill,
     fits_decode,
     fits_prefill,
 )
+from splitserve.routing.promise import Effect, Promise
 from tests.unit.peers import TICKET
 
 BLOCK = 16
@@ -220,10 +219,12 @@ def test_a_router_predicts_exactly_what_the_worker_decides(jobs: list[tuple[str,
     for number, (kind, tokens) in enumerate(jobs):
         waits = kind == "parked"
         if kind == "prefill":
-            fits, after = fits_prefill(load, tokens, BLOCK), after_prefill(load, tokens, BLOCK)
+            promise = Promise(Pool.PREFILL, tokens)
+            fits, after = fits_prefill(load, tokens, BLOCK), Effect.of(promise, BLOCK).on(load)
             job: Job = prefill(str(number), tokens)
         else:
-            fits, after = fits_decode(load, tokens, BLOCK, waits), after_decode(load, tokens, BLOCK, waits)
+            promise = Promise(Pool.DECODE, tokens, waits)
+            fits, after = fits_decode(load, tokens, BLOCK, waits), Effect.of(promise, BLOCK).on(load)
             job = decode(str(number), tokens, waits)
         assert fits == (held.admit(job) is None)
         load = after if fits else load

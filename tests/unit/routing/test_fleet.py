@@ -1,14 +1,16 @@
 """What each worker holds, as the router knows it."""
 
+from dataclasses import replace
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from splitserve.core.fleet import Health
 from splitserve.core.worker import KvFormat, KvMode, Load, Pool, WorkerInfo
-from splitserve.routing.admission import after_decode, after_prefill
-from splitserve.routing.fleet import Candidate, Fleet
-from splitserve.routing.promise import Promise
+from splitserve.routing.fleet import SAMPLE, Candidate, Fleet
+from splitserve.routing.promise import Effect, Promise
 from tests.unit.peers import peer
 
 INFO = WorkerInfo(
@@ -207,8 +209,49 @@ def test_what_is_left_is_what_the_worker_itself_would_count(
         if is_sent and sent <= seen:
             continue
         if promise.pool is Pool.PREFILL:
-            expected = after_prefill(expected, promise.tokens, 16)
+            expected = Effect.of(Promise(Pool.PREFILL, promise.tokens), 16).on(expected)
         else:
-            expected = after_decode(expected, promise.tokens, 16, promise.waits_for_kv)
+            expected = Effect.of(Promise(Pool.DECODE, promise.tokens, promise.waits_for_kv), 16).on(expected)
     fleet.report("u", load(seen_jobs=seen, free_blocks=granted), now=1.0)
     assert only(fleet).load == expected
+
+
+# Whom a decision looks at --------------------------------------------------------------------------------------------
+def large_fleet(workers: int) -> Fleet:
+    fleet = Fleet(silent_after_s=4.0)
+    for number in range(workers):
+        pool = Pool.PREFILL if number % 2 else Pool.DECODE
+        fleet.join(replace(INFO, uuid=f"u{number}", name=f"w{number}", pool=pool), now=0.0)
+        fleet.report(f"u{number}", load(pool=pool), now=0.0)
+    return fleet
+
+
+def test_a_decision_looks_at_all_of_a_small_fleet() -> None:
+    fleet = large_fleet(2 * SAMPLE)
+    assert fleet.sample(0.0, Random(1)) == fleet.candidates(0.0)
+
+
+@pytest.mark.parametrize("workers", [200, 2000])
+def test_of_a_large_fleet_it_looks_at_as_many_of_each_pool_whatever_its_size(workers: int) -> None:
+    drawn = large_fleet(workers).sample(0.0, Random(1))
+    assert sum(candidate.pool is Pool.PREFILL for candidate in drawn) == SAMPLE + 1
+    assert sum(candidate.pool is Pool.DECODE for candidate in drawn) == SAMPLE + 1
+    assert len({candidate.info.uuid for candidate in drawn}) > SAMPLE
+
+
+def test_room_that_has_just_appeared_is_always_seen() -> None:
+    fleet = large_fleet(500)
+    for seed in range(20):
+        uuid = f"u{seed * 7}"
+        fleet.report(uuid, load(pool=Pool.PREFILL if seed % 2 else Pool.DECODE), now=1.0)
+        assert uuid in {candidate.info.uuid for candidate in fleet.sample(1.0, Random(seed))}
+
+
+def test_who_left_or_changed_its_pool_is_drawn_no_more_as_what_it_was() -> None:
+    fleet = large_fleet(200)
+    fleet.leave("u199")
+    fleet.set_pool("u197", Pool.DECODE)
+    for seed in range(20):
+        drawn = {candidate.info.uuid: candidate.pool for candidate in fleet.sample(0.0, Random(seed))}
+        assert "u199" not in drawn
+        assert drawn.get("u197", Pool.DECODE) is Pool.DECODE

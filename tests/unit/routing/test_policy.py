@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from splitserve.core.fleet import Health
 from splitserve.core.worker import KvFormat, KvMode, Load, Pool, WorkerInfo
-from splitserve.routing.admission import fits_decode, fits_prefill
+from splitserve.routing.admission import Limits, fits_decode, fits_prefill
 from splitserve.routing.fleet import Candidate
 from splitserve.routing.policy import Need, NoRoute, Route, Wait, choose, choose_target
 from tests.unit.peers import peer
@@ -29,7 +29,8 @@ def worker(
     """An idle worker of 64 blocks of 16 tokens, 16 of them its reserve, unless said otherwise."""
     info = WorkerInfo(name, name, pool, "m", kv, (peer(name),), total_blocks, 8, max_model_len, "sim")
     grants = Load(0, total_blocks, 8, 0, 512, total_blocks // 2, 0, 0, 0, pool, False, 0)
-    return Candidate(info, pool, health, replace(grants, **load), accepting)  # type: ignore[arg-type]
+    limits = Limits.of(total_blocks, max_model_len, kv.block_size)
+    return Candidate(info, limits, hash(kv), pool, health, replace(grants, **load), accepting)  # type: ignore[arg-type]
 
 
 def prefill(name: str = "p0", **changes: object) -> Candidate:
