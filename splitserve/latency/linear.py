@@ -1,26 +1,28 @@
 """The simplest latency model: a step's cost is a sum of a fixed term and terms per token.
 
-    step_s = fixed_s + prefill_token_s * (prompt tokens) + decode_token_s * (decoding sequences)
-           + context_token_s * (context tokens that the decoding sequences read)
+    step_s = fixed_s + prefill_token_s * (prompt tokens) + prefill_pair_s * (prompt pairs)
+           + decode_token_s * (decoding sequences) + context_token_s * (context tokens that those read)
 
-The context of a prefill chunk costs nothing here: at the prompt lengths that this model is meant for, attention is a
-small part of a prefill beside its linear layers. A profile that knows better implements the same protocol.
+Linear layers cost per token, attention per pair of tokens; the fixed term is the weights' reading and the engine's own.
 """
 
 from dataclasses import dataclass
 
 from splitserve.core.config import SimSettings
-from splitserve.latency.model import Step
+from splitserve.latency.model import Provenance, Step, Trust
 
 
 @dataclass(frozen=True, slots=True)
 class LinearLatency:
-    """All coefficients in seconds."""
+    """All coefficients in seconds, of one pass through all `stages`, which are equally long."""
 
     fixed_s: float
     prefill_token_s: float
     decode_token_s: float
     context_token_s: float = 0.0
+    prefill_pair_s: float = 0.0
+    stages: int = 1
+    known_by: Provenance = Provenance(Trust.ANALYTIC, "coefficients given")
 
     @classmethod
     def of(cls, settings: SimSettings) -> "LinearLatency":
@@ -30,10 +32,16 @@ class LinearLatency:
     def step_s(self, step: Step) -> float:
         if not step.prefills and not step.decodes:
             return 0.0
-        prompt_tokens = sum(chunk.tokens for chunk in step.prefills)
         return (
             self.fixed_s
-            + self.prefill_token_s * prompt_tokens
-            + self.decode_token_s * len(step.decodes)
-            + self.context_token_s * sum(step.decodes)
+            + self.prefill_token_s * step.prompt_tokens
+            + self.prefill_pair_s * step.prompt_pairs
+            + self.decode_token_s * step.decodes
+            + self.context_token_s * step.context_tokens
         )
+
+    def stage_s(self, step: Step) -> float:
+        return self.step_s(step) / self.stages
+
+    def provenance(self, step: Step) -> Provenance:
+        return self.known_by

@@ -44,7 +44,7 @@ from splitserve.engine.sim.transfers import Transfers
 from splitserve.kv.shm import ShmTransport
 from splitserve.kv.transfer import TransferEnded, TransferService
 from splitserve.latency.linear import LinearLatency
-from splitserve.latency.model import LatencyModel, PrefillChunk, Step
+from splitserve.latency.model import PrefillChunk, Step, StepLatency
 
 TRANSFER_POLL_S = 0.002  # results of transfers are looked at so often while nothing computes
 IDLE_S = 1.0
@@ -60,7 +60,7 @@ class SimEngine:
         settings: SimSettings,
         kv: KvTransferSettings,
         worker_uuid: str,
-        latency: LatencyModel | None = None,
+        latency: StepLatency | None = None,
     ) -> None:
         self._model = model
         self._settings = settings
@@ -324,4 +324,4 @@ def _step(chunks: Iterable[Chunk]) -> Step:
             decodes.append(chunk.end)
         else:
             prefills.append(PrefillChunk(chunk.tokens, chunk.sequence.computed))
-    return Step(prefills, decodes)
+    return Step.of(prefills, decodes)

@@ -8,7 +8,7 @@ MODEL = LinearLatency(fixed_s=1.0, prefill_token_s=0.01, decode_token_s=0.1, con
 
 
 def test_a_step_costs_its_fixed_part_and_a_share_for_each_kind_of_token() -> None:
-    step = Step(prefills=[PrefillChunk(50), PrefillChunk(30, context=100)], decodes=[10, 20])
+    step = Step.of(prefills=[PrefillChunk(50), PrefillChunk(30, context=100)], decodes=[10, 20])
     assert MODEL.step_s(step) == pytest.approx(1.0 + 0.01 * 80 + 0.1 * 2 + 0.001 * 30)
 
 
@@ -17,8 +17,8 @@ def test_an_empty_step_costs_nothing() -> None:
 
 
 def test_a_prompt_costs_more_in_chunks_only_by_the_fixed_part() -> None:
-    whole = MODEL.step_s(Step([PrefillChunk(100)]))
-    halves = MODEL.step_s(Step([PrefillChunk(50)])) + MODEL.step_s(Step([PrefillChunk(50, context=50)]))
+    whole = MODEL.step_s(Step.of([PrefillChunk(100)]))
+    halves = MODEL.step_s(Step.of([PrefillChunk(50)])) + MODEL.step_s(Step.of([PrefillChunk(50, context=50)]))
     assert halves == pytest.approx(whole + MODEL.fixed_s)
 
 

@@ -16,7 +16,7 @@ from splitserve.core.worker import Failure, KvMode, Ticket
 from splitserve.engine.sim import SimEngine
 from splitserve.engine.sim.shape import kv_format
 from splitserve.kv.layout import blocks_for
-from splitserve.latency.model import Step
+from splitserve.latency.model import PrefillChunk, Step
 from tests.contract.engines import (
     Listener,
     Order,
@@ -73,9 +73,8 @@ def test_the_time_of_a_step_is_what_the_latency_model_says() -> None:
     engine = SimEngine(MODEL, QUICK, KvTransferSettings(), uuid4().hex, Recording())
     with started(engine) as alone:
         alone.submit(a_decode(a_prompt(WORDS, 100, 2), greedy(3))).wait()
-    chunks = [(chunk.tokens, chunk.context) for step in asked for chunk in step.prefills]
-    assert chunks == [(64, 0), (36, 64)]
-    assert [context for step in asked for context in step.decodes] == [101, 102]
+    assert asked[:2] == [Step.of([PrefillChunk(64)]), Step.of([PrefillChunk(36, context=64)])]
+    assert asked[2:] == [Step.of(decodes=[101]), Step.of(decodes=[102])]
 
 
 def test_preempted_sequences_end_with_the_same_tokens() -> None:

@@ -1,0 +1,1 @@
+"""Load on a real cluster: open-loop sending and the timelines that come back."""

@@ -1,0 +1,1 @@
+"""Simulates a deployment under a workload, with the router's own choice of workers (`routing/policy`)."""
