@@ -12,6 +12,9 @@ from splitserve.core.config import SimSettings
 from splitserve.latency.model import Provenance, Step, Trust
 
 
+_GIVEN = Provenance(Trust.ANALYTIC, "coefficients given")
+
+
 @dataclass(frozen=True, slots=True)
 class LinearLatency:
     """All coefficients in seconds, of one pass through all `stages`, which are equally long."""
@@ -22,7 +25,7 @@ class LinearLatency:
     context_token_s: float = 0.0
     prefill_pair_s: float = 0.0
     stages: int = 1
-    known_by: Provenance = Provenance(Trust.ANALYTIC, "coefficients given")
+    known_by: Provenance = _GIVEN
 
     @classmethod
     def of(cls, settings: SimSettings) -> "LinearLatency":

@@ -1,1 +1,1 @@
-"""From objectives, a workload and machines to a placement: simulator, search, plan, report. Pure of GPUs and networks."""
+"""From objectives, a workload and machines to a placement: simulator, search, plan file, report."""

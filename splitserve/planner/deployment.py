@@ -31,7 +31,7 @@ class Parallelism:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What KV moves over: `bytes_per_s` in each direction, `latency_s` per transfer. A worker's transfers queue on it."""
+    """What KV moves over: `bytes_per_s` in each direction, `latency_s` per transfer. Transfers queue on it."""
 
     bytes_per_s: float
     latency_s: float = 0.0

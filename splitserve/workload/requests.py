@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Prefixes:
-    """Which blocks of which prompts are the same. `ids[offsets[i]:offsets[i + 1]]` names the leading blocks of prompt i,
-    each of `block_tokens` tokens; two prompts share their first k blocks exactly if their first k ids agree."""
+    """Which blocks of which prompts are the same. `ids[offsets[i]:offsets[i + 1]]` names the leading blocks of prompt
+    i, each of `block_tokens` tokens; two prompts share their first k blocks exactly if their first k ids agree."""
 
     ids: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]  # one more than there are requests
