@@ -1,4 +1,4 @@
-"""What the planner is asked, resolved: names are looked up, files are read. `inputs` makes it from what people write."""
+"""What the planner is asked, resolved: names looked up, files read. `inputs` makes it from what people write."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,5 +60,5 @@ class Question:
     max_sequences: int = 256
     chunks: tuple[int, ...] = (512, 2048, 8192)  # most tokens in one step, tried for colocated workers
     prefill_chunk: int = 8192  # of prefill workers
-    effort: Effort = Effort()  # noqa: RUF009
+    effort: Effort = Effort()
     seed: int = 0

@@ -4,9 +4,10 @@ Pure state, one owner (`router/membership`): no method awaits, reads a clock or 
 caller's clock. It does not choose (`policy`) and does not judge what a worker accepts (`admission`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
+from typing import TypeVar
 
 from splitserve.core.fleet import Health, WorkerStatus
 from splitserve.core.worker import KvFormat, Load, Pool, WorkerInfo
@@ -197,10 +198,7 @@ class Fleet:
         whose grants changed last, so that room which has just appeared is always seen."""
         if len(self._members) <= 2 * SAMPLE:
             return self.candidates(now)
-        drawn = list(self._latest.values())
-        for members in self._pools.values():
-            drawn += random.choices(members, k=SAMPLE) if len(members) > SAMPLE else members
-        return [self._candidate(member, now) for member in drawn]
+        return [self._candidate(member, now) for member in drawn(self._pools, self._latest.values(), random)]
 
     def active_at(self, uuid: str) -> float:
         """When the worker last did something for any request; -inf for one that is gone."""
@@ -237,6 +235,17 @@ class Fleet:
         if member.draining or member.load.draining:
             return Health.DRAINING
         return Health.SILENT if now - member.heard_at > self._silent_after_s else Health.READY
+
+
+MemberT = TypeVar("MemberT")
+
+
+def drawn(pools: Mapping[Pool, list[MemberT]], always: Iterable[MemberT], random: Random) -> list[MemberT]:
+    """`SAMPLE` members of each pool, drawn at random, and some that are looked at in any case."""
+    looked_at = list(always)
+    for members in pools.values():
+        looked_at += random.choices(members, k=SAMPLE) if len(members) > SAMPLE else members
+    return looked_at
 
 
 def _seen(held: _Held, load: Load) -> bool:
