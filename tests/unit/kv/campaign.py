@@ -125,7 +125,9 @@ def _leads_to() -> dict[Row, State]:
 
 
 def moot(row: Row, fault: Fault, peer: bool) -> bool:
-    """What can't be struck: a process that is known to have ended, and one that is silent because it is stopped."""
+    """What can't be struck: a process that is known to have ended, and one that is silent because it is stopped. Only
+    such a source leaves a destination connecting until its deadline: one that is awake answers."""
     dead = row[1] in (SourceEvent.PEER_ENDED, DestinationEvent.PEER_ENDED)
-    asleep = row[1] is DestinationEvent.PEER_SILENT and fault is Fault.STOP and peer
-    return dead or asleep
+    unanswered = row == (DestinationState.CONNECTING, DestinationEvent.DEADLINE)
+    silent = row[1] is DestinationEvent.PEER_SILENT or unanswered
+    return dead or (silent and fault is Fault.STOP and peer)

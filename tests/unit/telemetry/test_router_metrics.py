@@ -29,6 +29,8 @@ def test_a_finished_request_is_counted_in_every_phase() -> None:
         "splitserve_queue_seconds_sum": 0.5,
         "splitserve_prompt_tokens_total": 10,
         "splitserve_output_tokens_total": 5,
+        "splitserve_request_prompt_tokens_sum": 10,
+        "splitserve_request_output_tokens_count": 1,
         "splitserve_kv_moved_bytes_total": 1000,
         "splitserve_kv_moved_before_prefill_ended_bytes_total": 600,
     }.items():
