@@ -148,6 +148,7 @@ class RouterConfig(Settings):
     metrics: Address | None = Field("127.0.0.1:9400", description="Prometheus address")
     model: str = Field("demo", description="model directory, for its tokenizer and chat template")
     served_model_name: str = Field("", description="default: the directory's name")
+    plan: str | None = Field(None, description="plan file: how far live traffic is from its workload becomes a metric")
     deadline_s: Seconds = Field(600.0, description="default deadline of a request")
     inter_token_deadline_s: Seconds = Field(
         30.0,

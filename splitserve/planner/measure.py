@@ -50,11 +50,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`step` has the sums over `steps` engine steps that took `seconds` together."""
+    """One engine step of a point, and the seconds that it took: the median of its repeats."""
 
     point: Point
     step: Step
-    steps: int
     seconds: float
 
 
@@ -64,7 +63,7 @@ def grid(info: EngineInfo, longest: int | None = None) -> tuple[Point, ...]:
     chunk = info.max_batched_tokens
     lengths = _doubling(32, most)
     points = [Point(prompts, tokens) for tokens in lengths for prompts in (1, 2, 4, 8) if prompts * tokens <= chunk]
-    points += [Point(1, tokens) for tokens in lengths if tokens > chunk]
+    points += [Point(1, tokens, 1, 64) for tokens in lengths if tokens > chunk]
     for decodes in _doubling(1, info.max_sequences - 1):
         for context in (64, most // 8, most // 4, most // 2, most - 1):
             if decodes * (context + 2 * _DECODE_STEPS) <= 0.9 * _kv_tokens(info) and decodes * context <= 64 * chunk:
@@ -91,23 +90,21 @@ class Instrument:
     def __exit__(self, *_: object) -> None:
         self._engine.close()
 
-    def measure(self, point: Point, repeats: int = 3) -> Measured:
-        """The median of several runs. Raises EngineError if a job fails or nothing comes back."""
+    def measure(self, point: Point, repeats: int = 3) -> tuple[Measured, ...]:
+        """One step, or for a prompt longer than a step each of its chunks. Raises EngineError if a job fails or nothing
+        comes back."""
         run = {"prefill": self._prefill, "decode": self._decode, "mixed": self._mixed}[point.kind]
-        runs = sorted((run(point) for _ in range(repeats)), key=lambda each: each.seconds)
-        return runs[repeats // 2]
+        runs = [run(point) for _ in range(repeats)]
+        medians = (sorted(same, key=lambda each: each.seconds)[repeats // 2] for same in zip(*runs, strict=True))
+        return tuple(medians)
 
-    def _prefill(self, point: Point) -> Measured:
+    def _prefill(self, point: Point) -> list[Measured]:
         """Prompts that are handed in together between two steps: until the last of them has its token."""
         began, jobs = self._heard.then(self._job(_PLUG_TOKENS, 1), lambda: self._jobs(point, 1), self._engine.submit)
         seconds = max(self._heard.ends(jobs)) - began
-        chunk = self.info.max_batched_tokens
-        if point.prompts * point.prompt_tokens <= chunk:
-            return Measured(point, Step.of([PrefillChunk(point.prompt_tokens)] * point.prompts), 1, seconds)
-        chunks = [PrefillChunk(min(chunk, point.prompt_tokens - at), at) for at in range(0, point.prompt_tokens, chunk)]
-        return Measured(point, Step.of(chunks), len(chunks), seconds)
+        return [Measured(point, Step.of([PrefillChunk(point.prompt_tokens)] * point.prompts), seconds)]
 
-    def _decode(self, point: Point) -> Measured:
+    def _decode(self, point: Point) -> list[Measured]:
         """The median gap between steps in which the whole batch made a token."""
         jobs = self._batch(point)
         self._heard.ends(jobs)
@@ -115,27 +112,37 @@ class Instrument:
         if not whole:
             raise EngineError(f"{point}: the batch never ran as a whole; its KV does not fit")
         seconds, context = sorted(whole)[len(whole) // 2]
-        return Measured(point, Step(0, 0, 0, point.decodes, context), 1, seconds)
+        return [Measured(point, Step(0, 0, 0, point.decodes, context), seconds)]
 
-    def _mixed(self, point: Point) -> Measured:
-        """The gap of a running batch in which a prompt was computed beside it."""
+    def _mixed(self, point: Point) -> list[Measured]:
+        """The gaps of a running batch in which a prompt was computed beside it, chunk by chunk."""
         jobs = self._batch(point)
         self._heard.first_tokens(jobs)
         began, (prompt,) = self._heard.then(jobs[-1], lambda: self._jobs(point, 1), self._engine.submit)
         (end,) = self._heard.ends([prompt])
-        context = self._heard.context(jobs, began)
         for job in jobs:
             self._engine.cancel(job)
         self._heard.ends(jobs, cancelled=True)
-        beside = Step(0, 0, 0, len(jobs), context)
-        prompts = Step.of([PrefillChunk(point.prompt_tokens)])
-        return Measured(point, Step(*map(add, prompts, beside)), 1, end - began)
+        return list(self._chunks(point, jobs, began, end))
+
+    def _chunks(self, point: Point, jobs: list[str], began: float, end: float) -> Iterator[Measured]:
+        """Each step's tokens as vLLM's scheduler shares them out: the decodes first."""
+        budget, done = self.info.max_batched_tokens - len(jobs), 0
+        for before, after in pairwise(self._heard.moments(jobs, began, end)):
+            tokens = min(budget, point.prompt_tokens - done)
+            prompt = Step.of([PrefillChunk(tokens, done)])
+            beside = Step(0, 0, 0, len(jobs), self._heard.context(jobs, before))
+            yield Measured(point, Step(*map(add, prompt, beside)), after - before)
+            done += tokens
+        if done != point.prompt_tokens:
+            raise EngineError(f"{point}: the running batch ended before the prompt was computed")
 
     def _batch(self, point: Point) -> list[str]:
         """A running batch whose sequences have about `point.context` tokens while it is measured. Those computed first
         have to wait, decoding, for those computed last."""
         waits = point.decodes * point.context // self.info.max_batched_tokens
-        tokens = waits + (_WARM_STEPS + _DECODE_STEPS) * (3 if point.prompts else 1)
+        beside = 2 * _DECODE_STEPS + point.prompt_tokens // self.info.max_batched_tokens if point.prompts else 0
+        tokens = waits + _WARM_STEPS + _DECODE_STEPS + beside
         length = max(1, point.context - tokens // 2)
         jobs = [self._job(length, tokens) for _ in range(point.decodes)]
         for job in jobs:
@@ -225,6 +232,10 @@ class _Heard:
             for before, later in pairwise(every)
             if before in whole and later in whole
         ]
+
+    def moments(self, jobs: Sequence[str], began: float, end: float) -> list[float]:
+        """When any of these made a token between the two moments, which are among them."""
+        return sorted({time_s for job in jobs for time_s in self._tokens[job] if began <= time_s <= end} | {began, end})
 
     def context(self, jobs: Sequence[str], time_s: float) -> int:
         """Tokens that the step after that moment reads."""

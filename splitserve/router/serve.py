@@ -24,6 +24,7 @@ from splitserve.router.membership import Membership
 from splitserve.router.running import Running
 from splitserve.router.service import AdminService, InferenceService
 from splitserve.router.text import Text
+from splitserve.router.traffic import LiveTraffic, Planned
 from splitserve.router.waiting import WaitingRequests
 from splitserve.routing.fleet import Fleet
 from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
@@ -43,7 +44,9 @@ _SERVICES = tuple(
 class Router:
     """Raises ConfigError if the model has no tokenizer, and from `start` if the address is taken."""
 
-    def __init__(self, config: RouterConfig, model: ModelInfo, metrics: RouterMetrics) -> None:
+    def __init__(
+        self, config: RouterConfig, model: ModelInfo, metrics: RouterMetrics, planned: Planned | None = None
+    ) -> None:
         self.uuid = uuid4().hex
         self._config = config
         self._model = model
@@ -58,6 +61,9 @@ class Router:
         self._server: Server | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._metrics = metrics
+        self._traffic = LiveTraffic(planned) if planned is not None else None
+        if self._traffic is not None:
+            metrics.watch_drift(self._traffic.drift)
         metrics.watch(lambda: len(self._waiting), lambda: len(self._running), lambda: self._worker_counts)
 
     async def __aenter__(self) -> Self:
@@ -116,7 +122,7 @@ class Router:
 
     def _register(self, server: Server) -> None:
         attach = FleetService(self._membership, self.uuid, self._config.heartbeat_interval_s, self._logger)
-        inference = InferenceService(self._around, self._running, self._logger)
+        inference = InferenceService(self._around, self._running, self._logger, self._traffic)
         admin = AdminService(self._membership, self._running, self.status, self._metrics, self._config.deadline_s)
         worker_pb2_grpc.add_FleetServicer_to_server(attach, server.grpc)  # type: ignore[no-untyped-call]
         inference_pb2_grpc.add_InferenceServicer_to_server(inference, server.grpc)  # type: ignore[no-untyped-call]

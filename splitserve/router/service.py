@@ -22,6 +22,7 @@ from splitserve.router.journey import Journey, Surroundings
 from splitserve.router.membership import Membership
 from splitserve.router.move import Move, Moved, MoveRefused
 from splitserve.router.running import Running
+from splitserve.router.traffic import LiveTraffic
 from splitserve.rpc import convert
 from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 from splitserve.rpc.status import abort, code_of
@@ -30,8 +31,11 @@ from splitserve.telemetry.metrics import RouterMetrics
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    def __init__(self, around: Surroundings, running: Running, logger: Logger) -> None:
+    def __init__(
+        self, around: Surroundings, running: Running, logger: Logger, traffic: LiveTraffic | None = None
+    ) -> None:
         self._around = around
+        self._traffic = traffic
         self._running = running
         self._logger = logger
 
@@ -57,6 +61,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         assert last.usage is not None
         assert last.timings is not None
         self._around.metrics.finished(last.usage, last.timings)
+        if self._traffic is not None:
+            self._traffic.add(last.usage)
         self._logger.info(
             "request finished",
             request_id=request.request_id,

@@ -7,6 +7,7 @@ thread-safe; gauges that mirror state are read when they are scraped.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
@@ -33,6 +34,7 @@ class RouterMetrics:
     """What one router counts. `watch` is called once, with what its gauges read."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
         self._requests = Counter(
             "splitserve_requests", "Requests ended, by gRPC status code", ["code"], registry=registry
         )
@@ -101,6 +103,18 @@ class RouterMetrics:
         for pool, health in product(Pool, Health):
             gauge = self._workers.labels(pool.value, health.value)
             gauge.set_function(_reading(workers, (pool, health)))
+
+    def watch_drift(self, drift: Callable[[], Mapping[str, float]]) -> None:
+        """Of a router that was given a plan. The function is called from the thread that scrapes; it only reads."""
+        gauge = Gauge(
+            "splitserve_workload_drift",
+            "From the plan's workload, over the last five minutes: rate is live over planned, prompt and output the "
+            "largest distance between the cumulative shares of lengths",
+            ["of"],
+            registry=self._registry,
+        )
+        for name in ("rate", "prompt", "output"):
+            gauge.labels(name).set_function(_reading(drift, name))
 
     def ended(self, code: str) -> None:
         """Every request ends here once."""
@@ -268,7 +282,8 @@ class _CountsOfTransfers(Collector):
         yield dropped
 
 
-def _reading(
-    workers: Callable[[], Mapping[tuple[Pool, Health], int]], label: tuple[Pool, Health]
-) -> Callable[[], float]:
-    return lambda: workers().get(label, 0)
+LabelT = TypeVar("LabelT")
+
+
+def _reading(values: Callable[[], Mapping[LabelT, float]], label: LabelT) -> Callable[[], float]:
+    return lambda: values().get(label, 0)

@@ -44,25 +44,24 @@ def instrument(recorded: Recorded) -> Iterator[Instrument]:
 def test_prompts_that_are_measured_together_are_computed_in_one_step(
     instrument: Instrument, recorded: Recorded, prompts: int
 ) -> None:
-    measured = instrument.measure(Point(prompts, 60), repeats=1)
+    (measured,) = instrument.measure(Point(prompts, 60), repeats=1)
     assert measured.step == Step.of([PrefillChunk(60)] * prompts)
     assert measured.step in recorded.steps
-    assert (measured.steps, measured.seconds > 0) == (1, True)
+    assert measured.seconds > 0
 
 
-def test_a_prompt_longer_than_a_step_is_the_sum_of_its_chunks(instrument: Instrument, recorded: Recorded) -> None:
-    measured = instrument.measure(Point(1, 600), repeats=1)
-    assert measured.steps == 3
-    chunks = [Step.of([PrefillChunk(tokens, at)]) for tokens, at in ((256, 0), (256, 256), (88, 512))]
-    assert measured.step == Step(*(sum(column) for column in zip(*chunks, strict=True)))
-    assert recorded.steps[-3:] == chunks
+def test_a_prompt_longer_than_a_step_is_measured_chunk_by_chunk(instrument: Instrument, recorded: Recorded) -> None:
+    measured = [each.step for each in instrument.measure(Point(1, 600, 1, 64), repeats=2)]
+    chunks = [Step.of([PrefillChunk(tokens, at)]) for tokens, at in ((255, 0), (255, 255), (90, 510))]
+    assert [step[:3] for step in measured] == [chunk[:3] for chunk in chunks]
+    assert set(measured) <= set(recorded.steps)
 
 
 @pytest.mark.parametrize(("decodes", "context"), [(1, 64), (4, 100), (16, 200)])
 def test_a_decode_batch_is_measured_as_a_whole(
     instrument: Instrument, recorded: Recorded, decodes: int, context: int
 ) -> None:
-    measured = instrument.measure(Point(0, 0, decodes, context), repeats=1)
+    (measured,) = instrument.measure(Point(0, 0, decodes, context), repeats=1)
     assert measured.step.decodes == decodes
     assert measured.step in recorded.steps
     assert measured.step.context_tokens == pytest.approx(decodes * context, rel=0.3)
@@ -71,7 +70,7 @@ def test_a_decode_batch_is_measured_as_a_whole(
 def test_a_prompt_beside_a_running_batch_is_in_the_step_that_is_measured(
     instrument: Instrument, recorded: Recorded
 ) -> None:
-    measured = instrument.measure(Point(1, 100, 4, 64), repeats=1)
+    (measured,) = instrument.measure(Point(1, 100, 4, 64), repeats=1)
     assert (measured.step.prefills, measured.step.prompt_tokens, measured.step.decodes) == (1, 100, 4)
     assert measured.step in recorded.steps
 

@@ -53,3 +53,12 @@ def test_gauges_read_the_router_when_they_are_scraped() -> None:
     ready = {"pool": "prefill", "health": "ready"}
     assert registry.get_sample_value("splitserve_workers", ready) == 2
     assert registry.get_sample_value("splitserve_workers", ready | {"health": "silent"}) == 0
+
+
+def test_drift_from_a_plan_is_a_gauge_of_routers_that_have_one() -> None:
+    registry = CollectorRegistry()
+    metrics = RouterMetrics(registry)
+    assert registry.get_sample_value("splitserve_workload_drift", {"of": "rate"}) is None
+    metrics.watch_drift(lambda: {"rate": 1.5, "prompt": 0.2, "output": 0.1})
+    assert registry.get_sample_value("splitserve_workload_drift", {"of": "rate"}) == 1.5
+    assert registry.get_sample_value("splitserve_workload_drift", {"of": "output"}) == 0.1

@@ -1,0 +1,121 @@
+"""What a run of the load generator brought back, as columns: a row per request, and a log of chunks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from splitserve.core.slo import Timelines
+
+Seconds = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+
+class Ending(IntEnum):
+    """How a request ended. All but the first count as failed."""
+
+    DONE = 0
+    FAILED = 1  # by an error, or without a token
+    CUT_OFF = 2  # by the run's deadline
+    NOT_SENT = 3  # the deadline came first, or too many were in flight
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request's row. NaN or inf where something never happened."""
+
+    scheduled_s: float
+    sent_s: float
+    first_token_s: float
+    ended_s: float
+    tokens: int
+    ending: Ending
+    error: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunks:
+    """In the order they came: when, of which request, and how many tokens. `dropped` more came, that were not kept."""
+
+    time_s: Seconds
+    request: Counts
+    tokens: Counts
+    dropped: int = 0
+
+    def gaps_s(self) -> Seconds:
+        """Between each chunk and the one before it of the same request. What ITL can be seen from outside: tokens of
+        one chunk come at once."""
+        order = np.argsort(self.request, kind="stable")
+        same = np.diff(self.request[order]) == 0
+        return np.asarray(np.diff(self.time_s[order])[same])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """Times are seconds from the run's start. `sent_s` is NaN for a request that was not sent; `first_token_s` and
+    `last_token_s` are inf without a token, `ended_s` is NaN for a request that was not sent."""
+
+    scheduled_s: Seconds
+    sent_s: Seconds
+    first_token_s: Seconds
+    last_token_s: Seconds
+    ended_s: Seconds
+    tokens: Counts
+    asked_tokens: Counts
+    ending: npt.NDArray[np.int8]
+    error: npt.NDArray[np.int32]  # index into `errors`, or -1
+    errors: tuple[str, ...]
+    chunks: Chunks
+    late_s: float = 0.01  # a request sent later than that after it was due was sent late
+    late_share: float = 0.01  # of requests that may be late before the sender counts as overloaded
+
+    def __len__(self) -> int:
+        return len(self.scheduled_s)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self.record(index) for index in range(len(self)))
+
+    def record(self, index: int) -> Record:
+        error = int(self.error[index])
+        return Record(
+            scheduled_s=float(self.scheduled_s[index]),
+            sent_s=float(self.sent_s[index]),
+            first_token_s=float(self.first_token_s[index]),
+            ended_s=float(self.ended_s[index]),
+            tokens=int(self.tokens[index]),
+            ending=Ending(int(self.ending[index])),
+            error=self.errors[error] if error >= 0 else "",
+        )
+
+    @property
+    def timelines(self) -> Timelines:
+        """What `core.slo` judges: TTFT counts from when a request was due, and one that did not end well has no last
+        token."""
+        last = np.where(self.ending == Ending.DONE, self.last_token_s, np.inf)
+        return Timelines(self.scheduled_s, self.first_token_s, last, self.tokens)
+
+    @property
+    def lateness_s(self) -> Seconds:
+        """How long after it was due each request was sent; NaN for those that were not."""
+        return self.sent_s - self.scheduled_s
+
+    @property
+    def share_late(self) -> float:
+        """Of the requests that were sent."""
+        sent = self.lateness_s[~np.isnan(self.sent_s)]
+        return float((sent > self.late_s).mean()) if len(sent) else 0.0
+
+    @property
+    def overloaded(self) -> bool:
+        """The sender itself could not keep up: the run measures this machine, not the cluster."""
+        return self.share_late > self.late_share
+
+    @property
+    def short(self) -> int:
+        """Requests that ended well with another number of tokens than asked for: the load was not the one planned."""
+        return int(((self.ending == Ending.DONE) & (self.tokens != self.asked_tokens)).sum())
+
+    def count(self, ending: Ending) -> int:
+        return int((self.ending == ending).sum())

@@ -1,0 +1,75 @@
+"""What has come in of late, and how far it is from the workload that the cluster was planned for.
+
+Counted on the router's event loop in slots of time, read by the thread that serves metrics; a reading may miss the
+request that is being counted. How far is far, and what follows, is `splitserve plan watch`'s to say.
+"""
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from splitserve.core.request import Usage
+from splitserve.workload.drift import Histogram, Tolerance, Traffic, drift
+from splitserve.workload.workload import Summary
+
+BOUNDS = (*(base * 2.0**power for power in range(4, 18) for base in (1, 1.5)), float("inf"))  # tokens
+WINDOW_S = 300.0
+_SLOT_S = 10.0
+_UNKNOWN = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a plan file says of the traffic that it is for."""
+
+    workload: Summary
+    rate_rps: float
+
+
+@dataclass(slots=True)
+class _Slot:
+    began: float
+    prompts: list[int] = field(default_factory=lambda: [0] * len(BOUNDS))
+    outputs: list[int] = field(default_factory=lambda: [0] * len(BOUNDS))
+
+
+class LiveTraffic:
+    """The last five minutes of it."""
+
+    def __init__(self, planned: Planned, clock: Callable[[], float] = time.monotonic) -> None:
+        self._planned = planned
+        self._clock = clock
+        self._began = clock()
+        self._slots: deque[_Slot] = deque([_Slot(self._began)])
+
+    def add(self, usage: Usage) -> None:
+        """A request has ended well."""
+        now = self._clock()
+        if now - self._slots[-1].began >= _SLOT_S:
+            self._slots.append(_Slot(now))
+            while self._slots[0].began < now - WINDOW_S:
+                self._slots.popleft()
+        slot = self._slots[-1]
+        slot.prompts[bisect_left(BOUNDS, usage.prompt_tokens)] += 1
+        slot.outputs[bisect_left(BOUNDS, usage.output_tokens)] += 1
+
+    def drift(self) -> Mapping[str, float]:
+        """`rate`: live over planned; `prompt` and `output`: the largest distance between the cumulative shares of live
+        and planned lengths (Kolmogorov-Smirnov). NaN while there are too few requests to tell."""
+        live = self._traffic()
+        if live.prompt.total < Tolerance().requests:
+            return {"rate": live.rate_rps / self._planned.rate_rps, "prompt": _UNKNOWN, "output": _UNKNOWN}
+        found = drift(self._planned.workload, self._planned.rate_rps, live)
+        assert found.prompt is not None
+        assert found.output is not None
+        return {"rate": found.rate_ratio, "prompt": found.prompt.ks, "output": found.output.ks}
+
+    def _traffic(self) -> Traffic:
+        now = self._clock()
+        slots = [slot for slot in tuple(self._slots) if slot.began >= now - WINDOW_S]
+        prompts = [sum(column) for column in zip(*(slot.prompts for slot in slots), strict=True)] or [0] * len(BOUNDS)
+        outputs = [sum(column) for column in zip(*(slot.outputs for slot in slots), strict=True)] or [0] * len(BOUNDS)
+        elapsed_s = max(_SLOT_S, min(WINDOW_S, now - self._began))
+        return Traffic(sum(prompts) / elapsed_s, Histogram(BOUNDS, tuple(prompts)), Histogram(BOUNDS, tuple(outputs)))
