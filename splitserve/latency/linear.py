@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from splitserve.core.config import SimSettings
 from splitserve.latency.model import Provenance, Step, Trust
 
-
 _GIVEN = Provenance(Trust.ANALYTIC, "coefficients given")
 
 
