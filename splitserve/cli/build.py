@@ -12,11 +12,16 @@ from uuid import uuid4
 from prometheus_client import CollectorRegistry, start_http_server
 
 from splitserve.cli.process import end_with_parent, say_ready
-from splitserve.core.config import RouterConfig, WorkerConfig
+from splitserve.core.config import LatencySource, RouterConfig, WorkerConfig
 from splitserve.core.errors import ConfigError
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import WorkerInfo
 from splitserve.engine.protocol import Engine
+from splitserve.latency.catalog import costs
+from splitserve.latency.gpus import gpu
+from splitserve.latency.model import LatencyModel
+from splitserve.latency.profile import read as read_profile
+from splitserve.latency.shape import shape
 from splitserve.router.serve import Router, serve_until_signal
 from splitserve.telemetry import logs
 from splitserve.telemetry.metrics import RouterMetrics, WorkerMetrics
@@ -66,7 +71,7 @@ def build_engine(config: WorkerConfig, model: ModelInfo, worker_uuid: str) -> En
     if config.engine.kind == "sim":
         from splitserve.engine.sim import SimEngine
 
-        return SimEngine(model, config.engine, config.kv_transfer, worker_uuid)
+        return SimEngine(model, config.engine, config.kv_transfer, worker_uuid, _latency(config.engine.latency))
     if find_spec("vllm") is None or find_spec("torch") is None:
         raise ConfigError(
             "engine",
@@ -75,6 +80,18 @@ def build_engine(config: WorkerConfig, model: ModelInfo, worker_uuid: str) -> En
     from splitserve.engine.vllm import VllmEngine
 
     return VllmEngine(model, config.engine, config.kv_transfer, worker_uuid, config.cpu_core)
+
+
+def _latency(source: LatencySource | None) -> LatencyModel | None:
+    """Raises ConfigError for a profile, model or GPU that is not there."""
+    if source is None:
+        return None
+    if source.profile is not None:
+        return read_profile(source.profile).latency()
+    known = costs(shape(str(source.model)), gpu(str(source.gpu)), source.tp, source.pp)
+    if isinstance(known, str):
+        raise ConfigError("engine.latency", known)
+    return known.latency
 
 
 @contextmanager

@@ -6,10 +6,10 @@ for its default.
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import KvMode, Pool
@@ -103,8 +103,25 @@ class VllmSettings(Settings):
     extra: dict[str, Any] = Field(default_factory=dict, description="any other vLLM EngineArgs field, passed as it is")
 
 
+class LatencySource(Settings):
+    """Whose time a simulated engine takes: a measured profile's, or a model's on a GPU as the planner knows it."""
+
+    profile: str | None = Field(None, description="what `splitserve profile` wrote")
+    model: str | None = Field(None, description="a name that the planner knows, or a Hugging Face directory")
+    gpu: str | None = Field(None, description="such as h100")
+    tp: Count = 1
+    pp: Count = 1
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.profile is None) == (self.model is None or self.gpu is None):
+            raise ValueError("say either profile, or model and gpu")
+        return self
+
+
 class SimSettings(Settings):
-    """The simulated engine: deterministic tokens, latency = fixed + per-token terms, in seconds."""
+    """The simulated engine: deterministic tokens; a step takes `step_s` and so much per token, or what `latency`
+    says."""
 
     kind: Literal["sim"] = "sim"
     total_blocks: Count = 4096
@@ -116,6 +133,7 @@ class SimSettings(Settings):
     prefill_token_s: float = Field(0.00002, ge=0, description="per prompt token in a step")
     decode_token_s: float = Field(0.0001, ge=0, description="per decoding sequence in a step")
     context_token_s: float = Field(0.0, ge=0, description="per token of context read by decoding sequences")
+    latency: LatencySource | None = Field(None, description="in place of these four")
 
 
 EngineSettings = Annotated[VllmSettings | SimSettings, Field(discriminator="kind"), BeforeValidator(_vllm_unless_said)]

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from splitserve.cli import build
-from splitserve.core.config import SimSettings, WorkerConfig
+from splitserve.core.config import SimSettings, WorkerConfig, parse
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import Pool
 from splitserve.engine.sim import SimEngine
@@ -35,6 +35,25 @@ def test_the_simulated_engine_is_built_without_vllm() -> None:
         assert isinstance(engine, SimEngine)
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize(
+    ("latency", "says"),
+    [
+        ({"model": "opt-13b", "gpu": "a100-80g", "tp": 3}, "TP 3 does not divide"),
+        ({"model": "opt-13b", "gpu": "abacus"}, "abacus"),
+        ({"profile": "nowhere.json"}, "can't be read"),
+    ],
+)
+def test_a_simulated_engine_takes_only_times_that_are_known(latency: dict[str, object], says: str) -> None:
+    known = {"model": "opt-13b", "gpu": "a100-80g", "tp": 2}
+    for said in (latency, known):
+        config = parse(WorkerConfig, {"pool": "decode", "engine": {"kind": "sim", "latency": said}}, "worker.yaml")
+        if said is known:
+            build.build_engine(config, build.read_model("demo", ""), "uuid").close()
+            return
+        with pytest.raises(ConfigError, match=says):
+            build.build_engine(config, build.read_model("demo", ""), "uuid")
 
 
 def test_without_vllm_installed_the_user_hears_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

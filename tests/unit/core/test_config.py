@@ -46,6 +46,12 @@ def write(directory: Path, text: str) -> Path:
             "engine.step_s",
             "greater than or equal to 0",
         ),
+        (
+            WorkerConfig,
+            "{pool: decode, engine: {kind: sim, latency: {model: opt-13b}}}",
+            "engine.latency",
+            "either profile, or model and gpu",
+        ),
         (WorkerConfig, "{pool: decode, engine: {kind: tpu}}", "engine", "'vllm', 'sim'"),
         (WorkerConfig, "{pool: decode, kv_transfer: {mode: shove}}", "kv_transfer.mode", "'push' or 'pull'"),
         (ClusterConfig, "pools: {decode: {workers: -1}}", "pools.decode.workers", "greater than or equal to 0"),

@@ -1,0 +1,249 @@
+"""Holds the planner's simulator against a real cluster: predicts attainment at five rates, measures it, and compares.
+
+    python -m benchmarks.planner_accuracy [--model tiny|30m] [--requests 200] [--json]
+
+One prefill and one decode worker on vLLM, each on a core of its own, with a router. First the engine is profiled, as
+`splitserve profile` does; ten requests that meet an idle cluster say what client and router add to a TTFT. Then, at
+each rate, the simulator and the cluster serve the very same requests. The router, the client and the workers share the
+machine's cores, which the simulator does not know.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.planner_models import MODELS, model_directory
+from splitserve.bench import open_loop
+from splitserve.bench.targets import router as to_router
+from splitserve.cli.cluster import running
+from splitserve.cli.supervisor import Ended, Event, Ready
+from splitserve.client import AsyncClient
+from splitserve.core.config import ClusterConfig
+from splitserve.core.slo import Slo, Timelines, attainment
+from splitserve.latency.fit import FittedLatency
+from splitserve.latency.model import PrefillChunk, Step
+from splitserve.latency.profile import Profile, read
+from splitserve.planner.deployment import Deployment, Link, Role, WorkerSpec
+from splitserve.planner.simulator.simulate import simulate
+from splitserve.workload.named import workload
+from splitserve.workload.requests import Requests
+from splitserve.workload.workload import Workload
+
+SHARES = (0.5, 0.75, 1.0, 1.25, 1.6)  # of the predicted goodput
+WORKLOAD = "lognormal:prompt=500,output=60,sigma=0.5"
+TTFT_TIMES, TPOT_TIMES = 4.0, 1.6  # the SLO, in multiples of what one request alone gets
+ATTAINMENT = 0.9
+OVERHEAD_REQUESTS = 10
+LINK_BYTES_PER_S = 3e9  # NIXL over shared memory on one machine: benchmarks/results/kv_transfer.txt
+LONGEST_TOKENS = 2048
+SETTLE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One rate, requests per second. Times are seconds."""
+
+    rate_rps: float
+    predicted: float
+    measured: float
+    ttft_p50_predicted_s: float
+    ttft_p50_measured_s: float
+    ttft_p90_predicted_s: float
+    ttft_p90_measured_s: float
+    tpot_p50_predicted_s: float
+    tpot_p50_measured_s: float
+    late_share: float
+
+    @property
+    def points(self) -> float:
+        """By how much the prediction is off, in percentage points of attainment."""
+        return 100 * (self.predicted - self.measured)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    model: str
+    held_out_error: str
+    overhead_s: float
+    slo: Slo
+    goodput_rps: float
+    rows: Sequence[Row]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="tiny")
+    parser.add_argument("--requests", type=int, default=200, help="at each rate")
+    parser.add_argument("--profile", type=Path, help="of an earlier run, instead of measuring one")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="splitserve-accuracy-") as scratch:
+        report = asyncio.run(_compare(args.model, args.requests, args.profile, Path(scratch)))
+    print(json.dumps(asdict(report)) if args.json else _table(report))
+
+
+async def _compare(model: str, count: int, known: Path | None, scratch: Path) -> Report:
+    directory = model_directory(model, scratch)
+    profile = read(known or _profiled(directory, scratch))
+    latency = profile.latency()
+    asked = workload(WORKLOAD)
+    async with _cluster(directory, scratch) as client:
+        vocabulary = profile.settings["vocabulary"]
+        overhead_s = await _overhead_s(client, latency, vocabulary)
+        deployment = _deployment(profile, latency)
+        slo = _slo(latency, asked, overhead_s)
+        goodput_rps = _goodput(deployment, asked, slo, overhead_s, count)
+        _say(f"overhead {overhead_s * 1000:.1f} ms; TTFT {slo.ttft_s:.3f} s, TPOT {slo.tpot_s:.4f} s; ", goodput_rps)
+        rows = []
+        for number, share in enumerate(SHARES):
+            requests = asked.draw(count, share * goodput_rps, seed=100 + number)
+            run = await open_loop.run(requests, to_router(client, requests, vocabulary, seed=number))
+            predicted = _late(simulate(deployment, requests).timelines, overhead_s)
+            rows.append(_row(share * goodput_rps, predicted, run.timelines, slo, run.share_late))
+            _say(f"{rows[-1].rate_rps:.2f} requests/s: predicted {rows[-1].predicted:.0%}, ", rows[-1].measured)
+            await asyncio.sleep(SETTLE_S)
+    errors = ", ".join(f"{kind} {held.mean:.1%}" for kind, held in latency.held_out)
+    return Report(model, errors, overhead_s, slo, goodput_rps, rows)
+
+
+def _say(text: str, number: float) -> None:
+    print(f"{text}{number:.2f}", file=sys.stderr, flush=True)
+
+
+def _profiled(directory: Path, scratch: Path) -> Path:
+    out, config = scratch / "profile.json", scratch / "cluster.yaml"
+    config.write_text(json.dumps({"model": str(directory), "engine": {"kind": "vllm", **ENGINE}}))
+    command = ["-m", "splitserve", "profile", str(config), "--out", str(out), "--longest", str(LONGEST_TOKENS)]
+    subprocess.run([sys.executable, *command], check=True, stdout=sys.stderr)
+    return out
+
+
+ENGINE = {"dtype": "float32", "max_num_seqs": 64, "max_num_batched_tokens": 2048, "max_model_len": LONGEST_TOKENS}
+
+
+@asynccontextmanager
+async def _cluster(directory: Path, scratch: Path) -> AsyncIterator[AsyncClient]:
+    cluster = ClusterConfig.model_validate(
+        {
+            "model": str(directory),
+            "engine": {"kind": "vllm", **ENGINE},
+            "router": {"listen": "127.0.0.1:0", "metrics": None},
+            "worker_metrics_port": None,
+            "restart": False,
+        }
+    )
+    async with (
+        running(cluster, "benchmark", scratch / "run", _on_event, drain_s=5.0) as up,
+        AsyncClient(up.address) as client,
+    ):
+        yield client
+
+
+def _on_event(event: Event) -> None:
+    if isinstance(event, Ready):
+        print(f"{event.name} is ready", file=sys.stderr, flush=True)
+    elif isinstance(event, Ended) and event.code:
+        print(f"{event.name} died: {event.how}", file=sys.stderr, flush=True)
+
+
+async def _overhead_s(client: AsyncClient, latency: FittedLatency, vocabulary: int) -> float:
+    """What a request alone waits beyond its steps: client, router, both workers' loops."""
+    lengths, gap_s = 400, 1.0
+    arrivals = np.arange(OVERHEAD_REQUESTS + 3, dtype=np.float64) * gap_s
+    same = np.full(len(arrivals), lengths, dtype=np.int64)
+    requests = Requests(arrivals, same, np.full(len(arrivals), 4, dtype=np.int64))
+    run = await open_loop.run(requests, to_router(client, requests, vocabulary, seed=9))
+    return max(0.0, float(np.median(run.timelines.ttft_s[3:])) - _alone_s(latency, lengths))
+
+
+def _alone_s(latency: FittedLatency, prompt_tokens: int) -> float:
+    """TTFT of a request alone by the model: its prefill and one decode step."""
+    prefill = Step.of([PrefillChunk(prompt_tokens)])
+    return latency.step_s(prefill) + latency.step_s(Step.of(decodes=[prompt_tokens]))
+
+
+def _deployment(profile: Profile, latency: FittedLatency) -> Deployment:
+    settings = profile.settings
+    prefill = WorkerSpec(
+        Role.PREFILL,
+        latency,
+        settings["total_blocks"],
+        block_tokens=settings["block_tokens"],
+        max_sequences=settings["max_sequences"],
+        max_batched_tokens=settings["max_batched_tokens"],
+        max_model_len=settings["max_model_len"],
+    )
+    link = Link(LINK_BYTES_PER_S)
+    workers = (prefill, replace(prefill, role=Role.DECODE))
+    return Deployment(workers, settings["kv_bytes_per_token"], settings["layers"], link, link)
+
+
+def _slo(latency: FittedLatency, asked: Workload, overhead_s: float) -> Slo:
+    prompt = int(asked.mean_prompt_tokens)
+    step_s = latency.step_s(Step.of(decodes=[prompt]))
+    return Slo(TTFT_TIMES * (_alone_s(latency, prompt) + overhead_s), TPOT_TIMES * step_s, ATTAINMENT)
+
+
+def _goodput(deployment: Deployment, asked: Workload, slo: Slo, overhead_s: float, count: int) -> float:
+    """The highest rate that the simulator says is served in time."""
+    low, high = 0.0, 1000.0
+    while high - low > 0.02 * high:
+        rate = (low + high) / 2 if low else high / 2
+        shares = [
+            attainment(_late(simulate(deployment, asked.draw(count, rate, seed)).timelines, overhead_s), slo)
+            for seed in range(3)
+        ]
+        low, high = (rate, high) if statistics.mean(shares) >= slo.attainment else (low, rate)
+    return low
+
+
+def _late(timelines: Timelines, overhead_s: float) -> Timelines:
+    return replace(
+        timelines, first_token=timelines.first_token + overhead_s, last_token=timelines.last_token + overhead_s
+    )
+
+
+def _row(rate_rps: float, predicted: Timelines, measured: Timelines, slo: Slo, late_share: float) -> Row:
+    both = (predicted, measured)
+    quantiles = [float(np.quantile(each.ttft_s, share)) for share in (0.5, 0.9) for each in both]
+    tpot = [float(np.median(each.tpot_s)) for each in both]
+    shares = [attainment(each, slo) for each in both]
+    return Row(*(rate_rps, *shares, *quantiles, *tpot, late_share))
+
+
+def _table(report: Report) -> str:
+    lines = [
+        f"model {report.model}; profile: {report.held_out_error}; overhead {report.overhead_s * 1000:.1f} ms",
+        f"workload {WORKLOAD}; SLO: TTFT {report.slo.ttft_s:.3f} s, TPOT {report.slo.tpot_s:.4f} s",
+        f"predicted goodput {report.goodput_rps:.2f} requests/s",
+        "",
+        "rate   attainment          TTFT p50, ms        TTFT p90, ms        TPOT p50, ms",
+        "req/s  said  seen  points  said  seen          said  seen          said  seen",
+    ]
+    for row in report.rows:
+        times = (
+            (row.ttft_p50_predicted_s, row.ttft_p50_measured_s),
+            (row.ttft_p90_predicted_s, row.ttft_p90_measured_s),
+            (row.tpot_p50_predicted_s, row.tpot_p50_measured_s),
+        )
+        shown = "  ".join(f"{said * 1000:7.1f} {seen * 1000:7.1f}   " for said, seen in times)
+        late = f"  (sender late: {row.late_share:.0%})" if row.late_share > 0.01 else ""
+        lines.append(
+            f"{row.rate_rps:5.2f}  {row.predicted:4.0%}  {row.measured:4.0%}  {row.points:+6.1f}  {shown}{late}"
+        )
+    lines.append(f"mean difference {statistics.mean(abs(row.points) for row in report.rows):.1f} points")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
