@@ -60,7 +60,11 @@ class WorkerSpec:
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """Workers and what joins them. Between workers of one node KV moves over `within` (NVLink: each worker has its
-    own), between nodes over `between` (NICs: all workers of a node share one)."""
+    own), between nodes over `between` (NICs: all workers of a node share one).
+
+    In splitserve the decode worker makes every token; with `prefill_answers` the prefill worker's is the first one, as
+    in DistServe and in vLLM's own connectors: for comparing with what they publish.
+    """
 
     workers: tuple[WorkerSpec, ...]
     kv_bytes_per_token: float
@@ -68,6 +72,7 @@ class Deployment:
     within: Link
     between: Link
     layerwise: bool = True  # KV is pushed while the prompt is read; else after prefill
+    prefill_answers: bool = False
 
     def __post_init__(self) -> None:
         assert self.workers

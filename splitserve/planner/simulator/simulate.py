@@ -19,7 +19,7 @@ def simulate(deployment: Deployment, requests: Requests, seed: int = 0, horizon_
     clock, journal, links = Clock(), Journal(requests), Links(deployment)
     router = Router(clock, journal, seed)
     workers = [
-        Worker(number, spec, clock, journal, links, router, requests.prefixes)
+        Worker(number, spec, clock, journal, links, router, requests.prefixes, deployment.prefill_answers)
         for number, spec in enumerate(deployment.workers)
     ]
     router.start(workers)

@@ -72,6 +72,7 @@ class Worker:
         links: Links,
         router: Router,
         prefixes: Prefixes | None,
+        prefill_answers: bool,
     ) -> None:
         self.number = number
         self.spec = spec
@@ -84,6 +85,7 @@ class Worker:
         self._stage_s = spec.latency.stage_s
         self._stages = spec.latency.stages
         self._block = spec.block_tokens
+        self._prefill_answers = prefill_answers
         self._prefixes = prefixes if spec.prefix_caching else None
         self._cache = PrefixCache(prefixes.block_tokens) if self._prefixes is not None and prefixes else None
         # Prompts
@@ -236,7 +238,11 @@ class Worker:
             for request in self._arrived:
                 prompt = journal.prompt[request]
                 self._held -= decode_blocks(prompt, self._block)
-                self._join(request, prompt, journal.output[request])
+                left = journal.output[request] - self._prefill_answers
+                if left:
+                    self._join(request, prompt + self._prefill_answers, left)
+                else:
+                    self._end(request)
             self._arrived.clear()
             self._see_blocks()
         while self._preempted and self._free() >= self._preempted[0].blocks:
@@ -400,6 +406,8 @@ class Worker:
                 self._cache.add(self._prefixes.of(request), self._free() * self._block)
         if prompt.to is not None:
             self._room.running -= 1
+            if self._prefill_answers:
+                journal.first_token[request] = now
             self._clock.at(max(now, prompt.kv_ready), self._sent, prompt)
             return
         if first:

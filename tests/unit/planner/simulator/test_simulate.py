@@ -49,6 +49,16 @@ def test_a_colocated_worker_has_the_first_token_from_the_prefill_itself() -> Non
     assert outcome.timelines.last_token[0] == outcome.timelines.first_token[0]
 
 
+def test_where_the_prefill_worker_answers_its_token_is_the_first_and_the_decode_worker_makes_the_rest() -> None:
+    answering = replace(ONE_EACH, prefill_answers=True)
+    outcome = simulate(answering, requests([0.0, 5.0], prompt=300, output=[3, 1]))
+    prefill_s = LATENCY.step_s(Step.of([PrefillChunk(300)]))
+    steps = [LATENCY.step_s(Step.of(decodes=[301 + n])) for n in range(2)]
+    np.testing.assert_allclose(outcome.timelines.ttft_s, prefill_s)
+    assert outcome.timelines.tpot_s[0] == pytest.approx(sum(steps) / 2, rel=1e-6)
+    assert all_ended(outcome)
+
+
 def test_a_long_prompt_is_computed_in_chunks() -> None:
     tight = deployment(worker(Role.PREFILL, max_batched_tokens=128), worker(Role.DECODE, FREE))
     outcome = simulate(tight, requests([0.0], prompt=300, output=1))
