@@ -23,6 +23,7 @@ from splitserve.latency.model import LatencyModel
 from splitserve.latency.profile import read as read_profile
 from splitserve.latency.shape import shape
 from splitserve.router.serve import Router, serve_until_signal
+from splitserve.router.traffic import Planned
 from splitserve.telemetry import logs
 from splitserve.telemetry.metrics import RouterMetrics, WorkerMetrics
 from splitserve.worker.serve import Worker, serve
@@ -42,7 +43,7 @@ async def run_router(config: RouterConfig, ready_fd: int | None, parent: int | N
     _begin(parent)
     model, registry = read_model(config.model, config.served_model_name), CollectorRegistry()
     with metrics_served(config.metrics, registry) as metrics:
-        router = Router(config, model, RouterMetrics(registry))
+        router = Router(config, model, RouterMetrics(registry), _planned(config.plan))
         try:
             await router.start()
         except ConfigError as error:
@@ -80,6 +81,17 @@ def build_engine(config: WorkerConfig, model: ModelInfo, worker_uuid: str) -> En
     from splitserve.engine.vllm import VllmEngine
 
     return VllmEngine(model, config.engine, config.kv_transfer, worker_uuid, config.cpu_core)
+
+
+def _planned(file: str | None) -> Planned | None:
+    """Raises ConfigError for a plan that can't be read."""
+    if file is None:
+        return None
+    from splitserve.planner.plan import read_plan
+    from splitserve.planner.watch import planned_rate_rps, planned_summary
+
+    plan = read_plan(Path(file))
+    return Planned(planned_summary(plan), planned_rate_rps(plan))
 
 
 def _latency(source: LatencySource | None) -> LatencyModel | None:

@@ -15,6 +15,9 @@ from splitserve import __version__
 from splitserve.cli.demo import demo
 from splitserve.cli.generate import generate
 from splitserve.cli.operate import drain, migrate, pool, status
+from splitserve.cli.plan import app as plan
+from splitserve.cli.profile import profile
+from splitserve.cli.simulate import simulate
 from splitserve.cli.supervisor import StartFailed
 from splitserve.core.config import RouterConfig, SettingsT, WorkerConfig, parse, read
 from splitserve.core.errors import ConfigError, SplitserveError
@@ -171,3 +174,6 @@ app.command(epilog="Example:  splitserve drain decode-0")(drain)
 app.command(epilog="Example:  splitserve migrate 3f2c --to decode-1")(migrate)
 app.command(epilog="Example:  splitserve pool decode-0 prefill")(pool)
 app.command()(demo)
+app.command(epilog="Example:  splitserve profile --model ~/models/Qwen3-8B --hardware h100 --out qwen3.json")(profile)
+app.add_typer(plan, name="plan")
+app.command(epilog="Example:  splitserve simulate --plan plan.yaml --rate 3 --seeds 5")(simulate)

@@ -41,7 +41,21 @@ def splitserve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["up"], ["router"], ["worker"], ["generate"], ["status"], ["drain"], ["migrate"], ["pool"], ["demo"]],
+    [
+        [],
+        ["up"],
+        ["router"],
+        ["worker"],
+        ["generate"],
+        ["status"],
+        ["drain"],
+        ["migrate"],
+        ["pool"],
+        ["demo"],
+        ["plan"],
+        ["simulate"],
+        ["profile"],
+    ],
 )
 def test_every_command_explains_itself(splitserve: Run, command: list[str]) -> None:
     done = splitserve(*command, "--help")

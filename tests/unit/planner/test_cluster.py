@@ -1,0 +1,47 @@
+import pytest
+import yaml
+
+from splitserve.core.config import ClusterConfig, parse
+from splitserve.core.errors import ConfigError
+from splitserve.core.worker import Pool
+from splitserve.planner.cluster import cluster, cluster_yaml
+from splitserve.planner.deployment import Role
+from tests.unit.planner.fixtures.results import INPUTS, judged, plan, pool, with_best
+
+
+def test_up_accepts_what_is_written() -> None:
+    read = parse(ClusterConfig, yaml.safe_load(cluster_yaml(plan())), "cluster.yaml")
+    assert read == cluster(plan())
+
+
+def test_each_pool_has_its_workers_and_parallelism() -> None:
+    pools = cluster(plan()).pools
+    assert {pool: settings.workers for pool, settings in pools.items()} == {Pool.PREFILL: 1, Pool.DECODE: 1}
+    assert pools[Pool.PREFILL].engine["tensor_parallel_size"] == 4
+    assert pools[Pool.DECODE].engine["pipeline_parallel_size"] == 2
+
+
+def test_colocated_serving_is_a_decode_pool_alone() -> None:
+    made = cluster(plan(found=with_best(judged(pool(Role.COLOCATED, 4, workers=2, chunk=512), goodput=3.0))))
+    assert {pool: settings.workers for pool, settings in made.pools.items()} == {Pool.PREFILL: 0, Pool.DECODE: 2}
+    assert made.pools[Pool.DECODE].engine["max_num_batched_tokens"] == 512
+
+
+def test_number_types_reach_the_engine() -> None:
+    asked = INPUTS.model_copy(update={"dtype": "bfloat16", "quantization": "fp8", "kv_dtype": "fp8"})
+    engine = cluster(plan(asked)).engine
+    assert engine.kind == "vllm"
+    assert (engine.dtype, engine.max_model_len, engine.max_num_seqs) == ("bfloat16", 2048, 256)
+    assert engine.extra == {"quantization": "fp8", "kv_cache_dtype": "fp8"}
+
+
+def test_a_placement_that_spans_nodes_is_for_the_chart() -> None:
+    spread = with_best(judged(pool(Role.PREFILL, 4), pool(Role.DECODE, 4, node=1), goodput=3.0))
+    with pytest.raises(ConfigError, match=r"placement: it spans nodes .*--values"):
+        cluster(plan(found=spread))
+
+
+def test_two_pools_of_one_role_are_for_the_chart() -> None:
+    two = with_best(judged(pool(Role.PREFILL, 4), pool(Role.PREFILL, 2), pool(Role.DECODE, 2), goodput=3.0))
+    with pytest.raises(ConfigError, match=r"two pools have one role"):
+        cluster(plan(found=two))
