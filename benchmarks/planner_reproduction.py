@@ -250,7 +250,7 @@ def print_table(counted: str, rows: list[Row]) -> None:
         compared = (_cell(r.per_gpu), f"{r.steps_per_gpu:.1f}", _cell(r.total), f"{r.steps:.1f}", _cell(r.best))
         goodput = f"{r.published.per_gpu:.2f} ({r.published.goodput_rps:.1f})"
         table.add_row(*where, goodput, *compared, f"{r.cpu_s:.1f}")
-    Console(width=180).print(table)
+    Console(width=215).print(table)
 
 
 def _cell(found: Found) -> str:

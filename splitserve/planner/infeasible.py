@@ -121,8 +121,9 @@ def _complaint(question: Question, binding: str, bounds: Mapping[Option, Bound])
         return f"no placement of {where} serves {question.rate_rps:g} requests/s within the objectives"
     asked = slo.ttft_s if binding == "ttft" else slo.tpot_s
     role = Role.PREFILL if binding == "ttft" else Role.DECODE
-    reasons = [bound.reason for option, bound in bounds.items() if option.role is role and not bound.rate_rps]
-    why = f": even at its fastest {reasons[-1]}" if reasons and _all_miss(bounds, role) else ""
+    missing = [bound for bound in bounds.values() if bound.binding == binding]
+    fastest = min(missing, key=lambda bound: bound.idle_s).reason if missing and _all_miss(bounds, role) else ""
+    why = f": even on the fastest worker {fastest}" if fastest else ""
     rate = f"at {question.rate_rps:g} requests/s" if question.rate_rps else "at any rate"
     objective = f"a {_NAMES[binding]} of {asked:g} s for {slo.attainment:.0%} of requests"
     return f"no placement of {where} meets {objective} {rate}{why}"

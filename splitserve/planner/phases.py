@@ -170,7 +170,7 @@ def _colocated(option: Option, demand: Demand, rate_rps: float, decode: DecodeTi
             now = max(now, arrival[head])
         running = len(ends)
         ended: list[int] = []
-        tokens, attention, left = 0, 0.0, (option.chunk_tokens - running) * option.costs.latency.stages
+        tokens, attention, left = 0, 0.0, option.chunk_tokens * option.costs.latency.stages - running
         while left > 0 and head < count and arrival[head] <= now and running + len(ended) < max_sequences:
             if context + held + prompt[head] >= room and (running or ended):
                 break

@@ -25,12 +25,13 @@ _RATIO = 2.0**-0.25
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """No schedule serves more than `rate_rps` on one worker. Where it is 0 `reason` tells why, and `binding` which
-    objective it is: "ttft" or "tpot"."""
+    """No schedule serves more than `rate_rps` on one worker. Where it is 0 `reason` tells why, `binding` which
+    objective it is ("ttft" or "tpot"), and `idle_s` what an idle worker makes of it."""
 
     rate_rps: float
     binding: str = ""
     reason: str = ""
+    idle_s: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +96,15 @@ def _unloaded(option: Option, demand: Demand, slo: Slo) -> Bound | None:
         ttft = unloaded_ttft_s(option, new, visited)
         if ttft > slo.ttft_s:
             rank = f"the one at the {slo.attainment:.0%} quantile"
-            return Bound(
-                0.0, "ttft", f"a prompt of {new:,} tokens, {rank}, takes {ttft:.3g} s with the worker to itself"
-            )
+            reason = f"a prompt of {new:,} tokens, {rank}, takes {ttft:.3g} s with the worker to itself"
+            return Bound(0.0, "ttft", reason, ttft)
     if option.role is not Role.PREFILL:
         lengths = zip(demand.prompt, demand.output, strict=True)
         context = sorted(prompt + output // 2 if output > 1 else 0 for prompt, output in lengths)[must]
         tpot = option.costs.latency.step_s(Step(decodes=1, context_tokens=context)) if context else 0.0
         if tpot > slo.tpot_s:
-            return Bound(0.0, "tpot", f"a token after {context:,} others takes {tpot:.3g} s with the worker to itself")
+            reason = f"a token after {context:,} others takes {tpot:.3g} s with the worker to itself"
+            return Bound(0.0, "tpot", reason, tpot)
     return None
 
 

@@ -10,14 +10,17 @@ from splitserve.core.errors import ConfigError
 from splitserve.core.slo import Slo
 from splitserve.latency.gpus import Gpu
 from splitserve.latency.linear import LinearLatency
+from splitserve.planner.candidates import Option
 from splitserve.planner.deployment import Link, Parallelism, Role
+from splitserve.planner.estimate import Estimator
 from splitserve.planner.machines import Machines, Node
 from splitserve.planner.question import Costs, Effort, Objective, Question
+from splitserve.planner.queueing import Bound
 from splitserve.planner.result import SearchResult
 from splitserve.planner.search import search
 from tests.unit.planner.fixtures.questions import A100, FAST, H100, affine, asked
 
-TIGHT_TPOT, TIGHT_TTFT, BALANCED = Slo(1.0, 0.022), Slo(0.15, 0.2), Slo(0.3, 0.05)
+TIGHT_TPOT, TIGHT_TTFT, BALANCED = Slo(1.0, 0.022), Slo(0.15, 0.1), Slo(0.3, 0.05)
 
 
 def small(costs: tuple[float, float, float], question: Question) -> Question:
@@ -73,6 +76,19 @@ def test_pruning_is_safe(
     question = small((fixed_s, prefill_token_s, decode_token_s), asked(1, 1, ttft_s, tpot_s))
     question = replace(question, machines=machines)
     assert best(search(question)) >= best(search(question, exhaustive=True)) / 1.051
+
+
+def test_a_bound_that_is_too_low_loses_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above can fail: with wide workers underrated the search misses what judging everything finds."""
+    question = small((0.015, 1e-4, 1e-4), asked(1, 4, TIGHT_TPOT.ttft_s, TIGHT_TPOT.tpot_s))
+    everything, bound = best(search(question, exhaustive=True)), Estimator.bound
+
+    def underrated(self: Estimator, option: Option, after_s: float = 0.0) -> Bound:
+        found = bound(self, option, after_s)
+        return replace(found, rate_rps=found.rate_rps / 5) if option.parallelism.tp > 1 else found
+
+    monkeypatch.setattr(Estimator, "bound", underrated)
+    assert best(search(question)) < everything / 1.051
 
 
 def test_separation_wins_where_time_per_token_is_tight() -> None:
