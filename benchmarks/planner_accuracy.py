@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--requests", type=int, default=200, help="at each rate")
-    parser.add_argument("--profile", type=Path, help="of an earlier run, instead of measuring one")
+    parser.add_argument("--profile", type=Path, help="keep it here; one that is there is used")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="splitserve-accuracy-") as scratch:
@@ -94,7 +94,7 @@ def main() -> None:
 
 async def _compare(model: str, count: int, known: Path | None, scratch: Path) -> Report:
     directory = model_directory(model, scratch)
-    profile = read(known or _profiled(directory, scratch))
+    profile = read(_profiled(directory, scratch, known or scratch / "profile.json"))
     latency = profile.latency()
     asked = workload(WORKLOAD)
     async with _cluster(directory, scratch) as client:
@@ -120,8 +120,9 @@ def _say(text: str, number: float) -> None:
     print(f"{text}{number:.2f}", file=sys.stderr, flush=True)
 
 
-def _profiled(directory: Path, scratch: Path) -> Path:
-    out, config = scratch / "profile.json", scratch / "cluster.yaml"
+def _profiled(directory: Path, scratch: Path, out: Path) -> Path:
+    """Measured now, or what an earlier run has left of it."""
+    config = scratch / "cluster.yaml"
     config.write_text(json.dumps({"model": str(directory), "engine": {"kind": "vllm", **ENGINE}}))
     command = ["-m", "splitserve", "profile", str(config), "--out", str(out), "--longest", str(LONGEST_TOKENS)]
     subprocess.run([sys.executable, *command], check=True, stdout=sys.stderr)
@@ -133,6 +134,7 @@ ENGINE = {"dtype": "float32", "max_num_seqs": 64, "max_num_batched_tokens": 2048
 
 @asynccontextmanager
 async def _cluster(directory: Path, scratch: Path) -> AsyncIterator[AsyncClient]:
+    (scratch / "run").mkdir()
     cluster = ClusterConfig.model_validate(
         {
             "model": str(directory),

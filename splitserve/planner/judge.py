@@ -1,5 +1,7 @@
 """Simulates one placement as a whole: its goodput with an interval over seeds, and what breaks first above it."""
 
+from operator import add
+
 from splitserve.core.slo import Slo
 from splitserve.latency.model import Provenance, Step, pairs
 from splitserve.planner.candidates import Aim, Candidate, Option
@@ -45,11 +47,15 @@ def _bottleneck(above: Outcome, slo: Slo) -> str:
 
 
 def _sources(candidate: Candidate, workload: Workload, rate_rps: float, slo: Slo) -> tuple[tuple[str, Provenance], ...]:
-    """How the latencies of a mean prompt and of a full decode step were known."""
+    """How the latencies of a mean prompt and of a full decode step were known. A colocated worker reads the prompt
+    beside its decodes."""
     prefill, decode = candidate.pools[0], candidate.pools[-1]
+    prompt, batch = _prompt(prefill[0], workload), _batch(*decode, workload, rate_rps, slo)
+    if prefill[0].role is Role.COLOCATED:
+        prompt = Step(*map(add, prompt, batch))
     return (
-        (str(Role.PREFILL), prefill[0].costs.latency.provenance(_prompt(prefill[0], workload))),
-        (str(Role.DECODE), decode[0].costs.latency.provenance(_batch(*decode, workload, rate_rps, slo))),
+        (str(Role.PREFILL), prefill[0].costs.latency.provenance(prompt)),
+        (str(Role.DECODE), decode[0].costs.latency.provenance(batch)),
     )
 
 

@@ -143,7 +143,7 @@ class Instrument:
         waits = point.decodes * point.context // self.info.max_batched_tokens
         beside = 2 * _DECODE_STEPS + point.prompt_tokens // self.info.max_batched_tokens if point.prompts else 0
         tokens = waits + _WARM_STEPS + _DECODE_STEPS + beside
-        length = max(1, point.context - tokens // 2)
+        length = max(1, min(point.context - tokens // 2, self.info.max_model_len - 1 - tokens))
         jobs = [self._job(length, tokens) for _ in range(point.decodes)]
         for job in jobs:
             self._engine.submit(job)

@@ -133,8 +133,9 @@ class EngineContract(HandOverContract, CountingContract):
         stopped = served_alone(bench, prompt, greedy(OUTPUT, stop_token_ids=(stop,)))
         assert stopped.outcome.finish_reason is FinishReason.STOP
         assert stopped.tokens[-1] == stop
-        held_off = served_alone(bench, prompt, greedy(OUTPUT, stop_token_ids=(stop,), min_tokens=OUTPUT))
-        assert len(held_off.tokens) == OUTPUT
+        for tokens in (OUTPUT, 4 * OUTPUT):
+            held_off = served_alone(bench, prompt, greedy(tokens, stop_token_ids=(stop,), min_tokens=tokens))
+            assert len(held_off.tokens) == tokens
 
     def test_a_stop_string_and_what_follows_are_not_part_of_the_text(self, bench: Bench) -> None:
         prompt = a_prompt(bench.vocabulary, 9, 8)

@@ -168,6 +168,7 @@ class VllmEngine:
             return
         try:
             params = self._vllm_params(job, self._max_model_len - len(tokens))
+            text = detokenizer(self._tokenizer, job) if isinstance(job, DecodeJob) else None
         except refusals() as error:
             self._refuse(job.job_id, "sampling", str(error))
             return
@@ -175,9 +176,7 @@ class VllmEngine:
         if key in self._by_key:
             self._refuse(job.job_id, "ticket", f"ticket {key} is in use by another job")
             return
-        running = _Running(job, key, sent=len(output))
-        if isinstance(job, DecodeJob):
-            running.detokenizer = detokenizer(self._tokenizer, job)
+        running = _Running(job, key, sent=len(output), detokenizer=text)
         self._jobs[job.job_id] = running
         if key is not None:
             self._by_key[key] = job.job_id

@@ -65,7 +65,7 @@ def detokenizer(vllm_tokenizer: Any, job: DecodeJob) -> Any:
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-    params = VllmSamplingParams(stop=list(job.sampling.stop), min_tokens=job.sampling.min_tokens)
+    params = VllmSamplingParams(max_tokens=None, stop=list(job.sampling.stop), min_tokens=job.sampling.min_tokens)
     request = EngineCoreRequest(
         request_id=job.job_id,
         prompt_token_ids=list(job.prompt),

@@ -57,7 +57,7 @@ def test_a_prompt_longer_than_a_step_is_measured_chunk_by_chunk(instrument: Inst
     assert set(measured) <= set(recorded.steps)
 
 
-@pytest.mark.parametrize(("decodes", "context"), [(1, 64), (4, 100), (16, 200)])
+@pytest.mark.parametrize(("decodes", "context"), [(1, 64), (4, 100), (16, 200), (3, 1009)])
 def test_a_decode_batch_is_measured_as_a_whole(
     instrument: Instrument, recorded: Recorded, decodes: int, context: int
 ) -> None:
