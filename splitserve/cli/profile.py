@@ -4,8 +4,10 @@ The engine runs in this process, configured as a worker of `splitserve up` would
 it is measured: a run that was stopped goes on where it was.
 """
 
+import itertools
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +45,9 @@ def profile(
     ] = None,
     longest: Annotated[int | None, typer.Option(min=64, help="Longest context, tokens. Default: the engine's.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each point; their median counts.")] = 3,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="No new point after so long; the dearest come last. Run again for the rest.")
+    ] = 20.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end instead of a table.")] = False,
 ) -> None:
     """Measure what an engine's steps cost, for the planner.
@@ -62,11 +67,12 @@ def profile(
     with Instrument(build_engine(settings, described, uuid4().hex), described.vocab_size) as instrument:
         points = grid(instrument.info, longest)
         begun = _Begun.read_or_new(out, _facts(described, named, instrument.info, settings), len(points))
+        last = time.monotonic() + 60 * minutes
         with progress() as report:
-            for point in begun.left(points):
+            for point in itertools.takewhile(lambda _: time.monotonic() < last, begun.left(points)):
                 report(str(point), begun.share)
                 begun.note(point, instrument.measure(point, repeats))
-    _tell(begun.profile, out, as_json)
+    _tell(begun, as_json)
 
 
 def _plan(
@@ -169,21 +175,29 @@ class _Begun:
         self.profile.write(self.file)
 
 
-def _tell(profile: "Profile", out: Path, as_json: bool) -> None:
+def _tell(begun: _Begun, as_json: bool) -> None:
     import json
 
     from rich.console import Console
 
     from splitserve.cli.tables import table
 
+    profile, out = begun.profile, begun.file
+    left = begun.points - len(profile.settings["measured"])
     fitted = profile.latency()
     errors = {kind: {"samples": held.samples, "mean": held.mean, "worst": held.worst} for kind, held in fitted.held_out}
     if as_json:
-        print(json.dumps({"out": str(out), "samples": len(profile.samples), "held_out_error": errors}))
+        print(
+            json.dumps(
+                {"out": str(out), "samples": len(profile.samples), "points_left": left, "held_out_error": errors}
+            )
+        )
         return
     console = Console()
     console.print(f"{len(profile.samples)} steps measured, written to {out}. Error on steps held out of the fit:")
     rows = [(kind, str(of["samples"]), f"{of['mean']:.1%}", f"{of['worst']:.1%}") for kind, of in errors.items()]
     console.print(table(("steps",), ("held out", "mean", "worst"), rows))
+    if left:
+        console.print(f"The {left} dearest of {begun.points} points are not measured yet: run it again to go on.")
     if profile.hardware != "cpu":
         console.print(f"Next: splitserve plan --model ... --gpus {profile.hardware}:1x8 --profile {out}")
