@@ -27,17 +27,17 @@ from rich.table import Table
 
 from splitserve.core.slo import attainment
 from splitserve.latency.model import Step, pairs
-from splitserve.planner.candidates import Aim, Candidate, Option, options
-from splitserve.planner.demand import Demand, enough
 from splitserve.planner.deployment import Deployment, Parallelism, Role
-from splitserve.planner.estimate import Estimator
-from splitserve.planner.goodput import highest
 from splitserve.planner.inputs import Inputs, resolve
-from splitserve.planner.judge import judge
-from splitserve.planner.placement import deployment, place
 from splitserve.planner.question import Question
 from splitserve.planner.result import Judged
-from splitserve.planner.search import search
+from splitserve.planner.search.candidates import Aim, Candidate, Option, options
+from splitserve.planner.search.demand import Demand, enough
+from splitserve.planner.search.estimate import Estimator
+from splitserve.planner.search.goodput import highest
+from splitserve.planner.search.judge import judge
+from splitserve.planner.search.placement import deployment, place
+from splitserve.planner.search.search import search
 from splitserve.planner.simulator.simulate import simulate
 
 Plan = tuple[Parallelism, Parallelism]  # of prefill and decode

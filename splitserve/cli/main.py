@@ -19,6 +19,7 @@ from splitserve.cli.plan import app as plan
 from splitserve.cli.profile import profile
 from splitserve.cli.simulate import simulate
 from splitserve.cli.supervisor import StartFailed
+from splitserve.cli.workload import workload
 from splitserve.core.config import RouterConfig, SettingsT, WorkerConfig, parse, read
 from splitserve.core.errors import ConfigError, SplitserveError
 
@@ -176,4 +177,5 @@ app.command(epilog="Example:  splitserve pool decode-0 prefill")(pool)
 app.command()(demo)
 app.command(epilog="Example:  splitserve profile --model ~/models/Qwen3-8B --hardware h100 --out qwen3.json")(profile)
 app.add_typer(plan, name="plan")
+app.command(epilog="Example:  splitserve workload trace.jsonl --plot trace.svg")(workload)
 app.command(epilog="Example:  splitserve simulate --plan plan.yaml --rate 3 --seeds 5")(simulate)

@@ -26,7 +26,7 @@ Report = Callable[[str, float], None]  # what is being done, and the share that 
 def answered(inputs: Inputs, curves: bool = False) -> "Plan | Infeasible":
     """Looks up and searches. `curves`: simulates other rates too, for a report. Raises ConfigError."""
     from splitserve.planner.curve import with_curves
-    from splitserve.planner.search import search
+    from splitserve.planner.search.search import search
 
     question = resolve(inputs)
     with progress() as report:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from splitserve.core.slo import attainment
-from splitserve.planner.goodput import interval
 from splitserve.planner.question import Question
 from splitserve.planner.result import Interval, Judged, RatePoint, SearchResult
+from splitserve.planner.search.goodput import interval
 from splitserve.planner.simulator.simulate import simulate
 
 _REQUESTS, _FEWEST_SEEDS = 50_000, 4  # of one curve: more seeds are not worth waiting for

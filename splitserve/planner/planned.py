@@ -11,12 +11,9 @@ from splitserve import __version__
 from splitserve.core.errors import ConfigError
 from splitserve.core.slo import Slo, Timelines, attainment
 from splitserve.latency.model import Trust
-from splitserve.planner.candidates import Candidate as Counted
-from splitserve.planner.candidates import Option
 from splitserve.planner.deployment import Deployment
 from splitserve.planner.explain import why_lost
 from splitserve.planner.inputs import Inputs, assumptions, caveats
-from splitserve.planner.placement import deployment
 from splitserve.planner.plan import (
     LINKS_SHOWN,
     Candidate,
@@ -38,6 +35,9 @@ from splitserve.planner.plan import (
 )  # fmt: skip
 from splitserve.planner.question import Question
 from splitserve.planner.result import Interval, Judged, PhaseGoodput, Placement, PoolPlacement, SearchResult
+from splitserve.planner.search.candidates import Candidate as Counted
+from splitserve.planner.search.candidates import Option
+from splitserve.planner.search.placement import deployment
 from splitserve.planner.simulator.outcome import Outcome, WorkerUse
 from splitserve.workload.workload import Workload
 

@@ -8,10 +8,10 @@ from pydantic import Field
 from splitserve.core.config import Settings
 from splitserve.core.slo import Slo, Timelines, attainment
 from splitserve.planner.deployment import Deployment
-from splitserve.planner.goodput import interval
 from splitserve.planner.plan import IntervalFigures, LinkFigures, Parts, Quantiles, RoleUse, rounded
 from splitserve.planner.planned import interval_of, links_of, met, parts_of, quantiles, use_of
 from splitserve.planner.question import Question
+from splitserve.planner.search.goodput import interval
 from splitserve.planner.simulator.outcome import Outcome
 from splitserve.planner.simulator.simulate import simulate
 

@@ -55,6 +55,7 @@ def splitserve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         ["plan"],
         ["simulate"],
         ["profile"],
+        ["workload"],
     ],
 )
 def test_every_command_explains_itself(splitserve: Run, command: list[str]) -> None:

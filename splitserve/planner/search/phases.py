@@ -13,9 +13,9 @@ from math import ceil, inf
 
 from splitserve.core.slo import Slo
 from splitserve.latency.model import LatencyModel, Step
-from splitserve.planner.candidates import Option
-from splitserve.planner.demand import Demand
 from splitserve.planner.deployment import Role
+from splitserve.planner.search.candidates import Option
+from splitserve.planner.search.demand import Demand
 
 Line = tuple[float, float]
 

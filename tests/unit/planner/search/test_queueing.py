@@ -4,12 +4,12 @@ from hypothesis import strategies as st
 
 from splitserve.core.slo import Slo
 from splitserve.latency.linear import LinearLatency
-from splitserve.planner.candidates import Option
-from splitserve.planner.demand import Demand
 from splitserve.planner.deployment import Parallelism, Role
-from splitserve.planner.phases import DecodeTime, simulate_phase
 from splitserve.planner.question import Costs
-from splitserve.planner.queueing import bound
+from splitserve.planner.search.candidates import Option
+from splitserve.planner.search.demand import Demand
+from splitserve.planner.search.phases import DecodeTime, simulate_phase
+from splitserve.planner.search.queueing import bound
 from tests.unit.planner.fixtures.questions import A100, Mixed
 
 SLO = Slo(0.5, 0.05)

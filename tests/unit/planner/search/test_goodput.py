@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from splitserve.core.slo import Slo
 from splitserve.latency.linear import LinearLatency
 from splitserve.planner.deployment import Deployment, Link, Role, WorkerSpec
-from splitserve.planner.goodput import Trials, highest, interval
+from splitserve.planner.search.goodput import Trials, highest, interval
 from tests.unit.planner.fixtures.questions import Mixed
 
 

@@ -10,14 +10,14 @@ from splitserve.core.errors import ConfigError
 from splitserve.core.slo import Slo
 from splitserve.latency.gpus import Gpu
 from splitserve.latency.linear import LinearLatency
-from splitserve.planner.candidates import Option
 from splitserve.planner.deployment import Link, Parallelism, Role
-from splitserve.planner.estimate import Estimator
 from splitserve.planner.machines import Machines, Node
 from splitserve.planner.question import Costs, Effort, Objective, Question
-from splitserve.planner.queueing import Bound
 from splitserve.planner.result import SearchResult
-from splitserve.planner.search import search
+from splitserve.planner.search.candidates import Option
+from splitserve.planner.search.estimate import Estimator
+from splitserve.planner.search.queueing import Bound
+from splitserve.planner.search.search import search
 from tests.unit.planner.fixtures.questions import A100, FAST, H100, affine, asked
 
 TIGHT_TPOT, TIGHT_TTFT, BALANCED = Slo(1.0, 0.022), Slo(0.15, 0.1), Slo(0.3, 0.05)

@@ -4,11 +4,11 @@ from operator import add
 
 from splitserve.core.slo import Slo
 from splitserve.latency.model import Provenance, Step, pairs
-from splitserve.planner.candidates import Aim, Candidate, Option
 from splitserve.planner.deployment import Role
-from splitserve.planner.goodput import Trials
-from splitserve.planner.placement import deployment
 from splitserve.planner.result import Judged, Placement
+from splitserve.planner.search.candidates import Aim, Candidate, Option
+from splitserve.planner.search.goodput import Trials
+from splitserve.planner.search.placement import deployment
 from splitserve.planner.simulator.outcome import Outcome
 from splitserve.workload.workload import Workload
 

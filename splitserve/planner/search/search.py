@@ -3,13 +3,13 @@
 import time
 
 from splitserve.core.errors import ConfigError
-from splitserve.planner.candidates import Aim, Option, Unfit, options
 from splitserve.planner.deployment import Parallelism, Role
-from splitserve.planner.estimate import Estimator
-from splitserve.planner.hunt import Hunt, Progress
-from splitserve.planner.infeasible import why
 from splitserve.planner.question import Objective, Question
 from splitserve.planner.result import PhaseGoodput, SearchResult
+from splitserve.planner.search.candidates import Aim, Option, Unfit, options
+from splitserve.planner.search.estimate import Estimator
+from splitserve.planner.search.hunt import Hunt, Progress
+from splitserve.planner.search.infeasible import why
 
 
 def search(

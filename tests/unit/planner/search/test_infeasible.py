@@ -3,7 +3,7 @@ from dataclasses import replace
 from splitserve.core.slo import Slo
 from splitserve.planner.question import Objective
 from splitserve.planner.result import Infeasible
-from splitserve.planner.search import search
+from splitserve.planner.search.search import search
 from tests.unit.planner.fixtures.questions import Mixed, asked
 
 

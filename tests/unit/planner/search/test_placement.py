@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitserve.latency.gpus import Gpu
-from splitserve.planner.candidates import Candidate, Option
 from splitserve.planner.deployment import Link, Parallelism, Role
 from splitserve.planner.machines import Machines, Node
-from splitserve.planner.placement import crossing, deployment, link_ceiling_rps, place
 from splitserve.planner.question import Costs, Question
+from splitserve.planner.search.candidates import Candidate, Option
+from splitserve.planner.search.placement import crossing, deployment, link_ceiling_rps, place
 from tests.unit.planner.fixtures.questions import A100, FAST, H100, affine, asked
 
 SLOW = Link(1e9)

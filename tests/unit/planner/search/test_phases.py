@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from splitserve.core.slo import Slo
 from splitserve.latency.linear import LinearLatency
 from splitserve.latency.model import Step
-from splitserve.planner.candidates import Option
-from splitserve.planner.demand import Demand
 from splitserve.planner.deployment import Deployment, Link, Parallelism, Role, WorkerSpec
-from splitserve.planner.phases import DecodeTime, Times, simulate_phase
 from splitserve.planner.question import Costs
+from splitserve.planner.search.candidates import Option
+from splitserve.planner.search.demand import Demand
+from splitserve.planner.search.phases import DecodeTime, Times, simulate_phase
 from splitserve.planner.simulator.simulate import simulate
 from splitserve.workload.requests import Prefixes, Requests
 from tests.unit.planner.fixtures.questions import A100, Mixed

@@ -15,13 +15,13 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from math import ceil
 
-from splitserve.planner.candidates import Aim, Candidate, Option, counts, pairings, room
-from splitserve.planner.demand import Demand
 from splitserve.planner.deployment import Role
-from splitserve.planner.estimate import Estimator
-from splitserve.planner.judge import judge
-from splitserve.planner.placement import crossing, link_ceiling_rps, place
 from splitserve.planner.result import Judged, Placement
+from splitserve.planner.search.candidates import Aim, Candidate, Option, counts, pairings, room
+from splitserve.planner.search.demand import Demand
+from splitserve.planner.search.estimate import Estimator
+from splitserve.planner.search.judge import judge
+from splitserve.planner.search.placement import crossing, link_ceiling_rps, place
 
 Progress = Callable[[str, float], None]
 

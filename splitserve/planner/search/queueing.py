@@ -15,9 +15,9 @@ from math import inf
 
 from splitserve.core.slo import Slo
 from splitserve.latency.model import LatencyModel, Step, pairs
-from splitserve.planner.candidates import Option
-from splitserve.planner.demand import Demand, enough
 from splitserve.planner.deployment import Role
+from splitserve.planner.search.candidates import Option
+from splitserve.planner.search.demand import Demand, enough
 
 _GRID = 48  # step sizes tried, a quarter octave apart
 _RATIO = 2.0**-0.25

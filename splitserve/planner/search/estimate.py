@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from splitserve.core.slo import Slo
 from splitserve.latency.model import Step
-from splitserve.planner.candidates import Option
-from splitserve.planner.demand import Demand
-from splitserve.planner.goodput import highest
-from splitserve.planner.phases import DecodeTime, simulate_phase
-from splitserve.planner.queueing import Bound, bound
+from splitserve.planner.search.candidates import Option
+from splitserve.planner.search.demand import Demand
+from splitserve.planner.search.goodput import highest
+from splitserve.planner.search.phases import DecodeTime, simulate_phase
+from splitserve.planner.search.queueing import Bound, bound
 
 _PHASE_REQUESTS = 300
 _PER_WORKER = 75

@@ -9,11 +9,11 @@ not ours, so each is taken to be equally likely.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from splitserve.planner.candidates import Candidate, Option
 from splitserve.planner.deployment import Deployment, Link, WorkerSpec
 from splitserve.planner.machines import Machines
 from splitserve.planner.question import Question
 from splitserve.planner.result import Placement, PoolPlacement
+from splitserve.planner.search.candidates import Candidate, Option
 
 _BUSY = 0.5  # share of a link's time above which KV queues noticeably
 

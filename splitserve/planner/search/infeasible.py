@@ -6,12 +6,12 @@ from dataclasses import replace
 from math import sqrt
 
 from splitserve.core.slo import Slo
-from splitserve.planner.candidates import Aim, Option, Unfit, options
 from splitserve.planner.deployment import Role
-from splitserve.planner.hunt import Hunt, Progress
 from splitserve.planner.question import Effort, Question
-from splitserve.planner.queueing import Bound
 from splitserve.planner.result import Infeasible, Judged
+from splitserve.planner.search.candidates import Aim, Option, Unfit, options
+from splitserve.planner.search.hunt import Hunt, Progress
+from splitserve.planner.search.queueing import Bound
 
 _LIGHT_REQUESTS = 300
 _NEVER_S = 1e6  # an objective that nothing misses
