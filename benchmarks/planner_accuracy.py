@@ -2,7 +2,7 @@
 
     python -m benchmarks.planner_accuracy [--model tiny|30m] [--requests 200] [--json]
 
-One prefill and one decode worker on vLLM, each on a core of its own, with a router. First the engine is profiled, as
+One prefill and one decode worker, on vLLM each on a core of its own, with a router. First the engine is profiled, as
 `splitserve profile` does, and a few requests that meet an idle cluster say what serving adds to a step and to a TTFT.
 Then, at each rate, the simulator and the cluster serve the very same requests. Router, client and workers share the
 machine's cores, of which the simulator knows nothing.
@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ class Report:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="tiny")
+    parser.add_argument("--model", choices=MODELS, default="tiny", help="simulated: no vLLM, times of OPT-13B on A100s")
     parser.add_argument("--requests", type=int, default=200, help="at each rate")
     parser.add_argument("--profile", type=Path, help="keep it here; one that is there is used")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -97,10 +98,11 @@ def main() -> None:
 
 async def _compare(model: str, count: int, known: Path | None, scratch: Path) -> Report:
     directory = model_directory(model, scratch)
-    profile = read(_profiled(directory, scratch, known or scratch / "profile.json"))
+    cluster = {"model": str(directory), "engine": _SIMULATED if model == "simulated" else _VLLM}
+    profile = read(_profiled(cluster, scratch, known or scratch / "profile.json"))
     latency = profile.latency()
     asked = workload(WORKLOAD)
-    async with _cluster(directory, scratch) as client:
+    async with _cluster(cluster, scratch) as client:
         vocabulary = profile.settings["vocabulary"]
         latency = await _served(client, profile, latency, vocabulary)
         overhead_s = await _overhead_s(client, latency, vocabulary)
@@ -124,11 +126,11 @@ def _say(text: str, number: float) -> None:
     print(f"{text}{number:.2f}", file=sys.stderr, flush=True)
 
 
-def _profiled(directory: Path, scratch: Path, out: Path) -> Path:
+def _profiled(cluster: dict[str, Any], scratch: Path, out: Path) -> Path:
     """Measured now, or what an earlier run has left of it. Two engines at once, each on a core, as they serve later: on
     a shared machine a neighbour that computes costs more than a tenth."""
     config = scratch / "cluster.yaml"
-    config.write_text(json.dumps({"model": str(directory), "engine": {"kind": "vllm", **ENGINE}}))
+    config.write_text(json.dumps(cluster))
     if out.exists():
         return out
     cores = sorted(os.sched_getaffinity(0))[:2]
@@ -146,21 +148,21 @@ def _profile(config: Path, out: Path, core: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=sys.stderr, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
 
 
-ENGINE = {"dtype": "float32", "max_num_seqs": 64, "max_num_batched_tokens": 2048, "max_model_len": LONGEST_TOKENS}
+_LIMITS = {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "max_model_len": LONGEST_TOKENS}
+_VLLM = {"kind": "vllm", "dtype": "float32", **_LIMITS}
+_SIMULATED = {
+    "kind": "sim",
+    "latency": {"model": "opt-13b", "gpu": "a100-80g", "tp": 2},
+    "total_blocks": 8000,
+    **_LIMITS,
+}
 
 
 @asynccontextmanager
-async def _cluster(directory: Path, scratch: Path) -> AsyncIterator[AsyncClient]:
+async def _cluster(said: dict[str, Any], scratch: Path) -> AsyncIterator[AsyncClient]:
     (scratch / "run").mkdir()
-    cluster = ClusterConfig.model_validate(
-        {
-            "model": str(directory),
-            "engine": {"kind": "vllm", **ENGINE},
-            "router": {"listen": "127.0.0.1:0", "metrics": None},
-            "worker_metrics_port": None,
-            "restart": False,
-        }
-    )
+    local = {"router": {"listen": "127.0.0.1:0", "metrics": None}, "worker_metrics_port": None, "restart": False}
+    cluster = ClusterConfig.model_validate({**said, **local})
     async with (
         running(cluster, "benchmark", scratch / "run", _on_event, drain_s=5.0) as up,
         AsyncClient(up.address) as client,

@@ -9,12 +9,12 @@ from pathlib import Path
 from benchmarks.sensitive_model import copy_tokenizer
 from splitserve.cli.build import DEMO_MODEL
 
-MODELS = ("tiny", "30m")
+MODELS = ("tiny", "30m", "simulated")
 
 
 def model_directory(name: str, scratch: Path) -> Path:
-    """`tiny` is the demonstration model, `30m` a Llama of 28 million parameters, float32."""
-    if name == "tiny":
+    """`tiny` is the demonstration model, which the simulated engine shows, too; `30m` a Llama of 28 million parameters, float32."""
+    if name != "30m":
         return DEMO_MODEL
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
