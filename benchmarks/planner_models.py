@@ -13,7 +13,7 @@ MODELS = ("tiny", "30m", "simulated")
 
 
 def model_directory(name: str, scratch: Path) -> Path:
-    """`tiny` is the demonstration model, which the simulated engine shows, too; `30m` a Llama of 28 million parameters, float32."""
+    """`tiny` and `simulated` are the demonstration model, `30m` a Llama of 28 million parameters in float32."""
     if name != "30m":
         return DEMO_MODEL
     import torch
