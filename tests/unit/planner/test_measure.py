@@ -80,7 +80,7 @@ def test_the_grid_holds_what_the_engine_can_do_and_no_more(instrument: Instrumen
     assert {point.kind for point in points} == {"prefill", "decode", "mixed"}
     assert len(set(points)) == len(points)
     for point in points:
-        assert point.prompt_tokens < SETTINGS.max_model_len
+        assert point.prompt_tokens < instrument.info.max_model_len
         assert point.decodes < SETTINGS.max_num_seqs
         assert point.decodes * point.context <= 256 * 16
     assert grid(instrument.info, longest=300) != points
