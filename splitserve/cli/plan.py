@@ -79,6 +79,8 @@ def plan(
     ] = None,
     kv_dtype: Annotated[str | None, typer.Option(rich_help_panel=MODEL, help="Of the KV cache: fp8 ...")] = None,
     max_model_len: Annotated[int | None, typer.Option(rich_help_panel=MODEL, help="Prompt and output, tokens.")] = None,
+    expert_parallel: Annotated[int | None, typer.Option(rich_help_panel=MODEL, help="Not supported yet.")] = None,
+    data_parallel: Annotated[int | None, typer.Option(rich_help_panel=MODEL, help="Not supported yet.")] = None,
     source: Annotated[
         str | None, typer.Option(rich_help_panel=LATENCY, help="Where latencies come from. Default: the most trusted.")
     ] = None,

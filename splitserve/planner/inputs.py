@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from splitserve.core.config import Count, Settings, parse, read
 from splitserve.core.errors import ConfigError
 from splitserve.core.slo import Slo
-from splitserve.latency.catalog import Known, costs
+from splitserve.latency.catalog import Known, costs, unsupported
 from splitserve.latency.gpus import Gpu, gpu
 from splitserve.latency.shape import ModelShape, shape
 from splitserve.planner.deployment import Link, Parallelism
@@ -136,6 +136,8 @@ class Inputs(Settings):
     dtype: str | None = Field(None, description="activations and weights; default: the model's own")
     quantization: str | None = Field(None, description="of the weights, such as fp8; default: the model's own")
     kv_dtype: str | None = Field(None, description="of the KV cache; default: the activations'")
+    expert_parallel: Count = Field(1, description="not supported yet: more than 1 is refused with what to do instead")
+    data_parallel: Count = Field(1, description="not supported yet, likewise")
     source: str = Field("auto", description="where latencies come from; auto takes the most trusted there is")
     profile: Path | None = Field(None, description="a file that `splitserve profile` wrote")
     prices: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
@@ -180,6 +182,8 @@ def assumptions(inputs: Inputs) -> tuple[str, ...]:
 def resolve(inputs: Inputs) -> Question:
     """Looks up the model, the GPUs and the workload. Raises ConfigError, a sentence naming the field, for an unknown
     one and for machines that can't hold the weights."""
+    if refused := unsupported(inputs.expert_parallel, inputs.data_parallel):
+        raise ConfigError("expert_parallel" if inputs.expert_parallel > 1 else "data_parallel", refused)
     model = shape(inputs.model, inputs.dtype, inputs.quantization, inputs.kv_dtype)
     machines = machines_of(inputs)
     _check_that_the_weights_fit(model, machines)

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from splitserve.cli.main import main
 from splitserve.core.request import Timings, Usage
-from splitserve.planner import search as searching
+from splitserve.planner.search import search as searching
 from splitserve.planner.plan import read_plan, write_plan
 from splitserve.planner.question import Question
 from splitserve.planner.result import SearchResult

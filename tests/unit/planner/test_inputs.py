@@ -189,3 +189,11 @@ def test_costs_are_of_the_gpu_and_parallelism_asked_for() -> None:
     assert not isinstance(fits, str)
     assert fits.kv_tokens > 0
     assert question.costs(gpu, Parallelism(4)) is fits
+
+
+@pytest.mark.parametrize("kind", ["expert_parallel", "data_parallel"])
+def test_what_a_worker_can_not_do_yet_is_refused_by_name(kind: str) -> None:
+    asked = inputs_of({"model": "mixtral-8x7b", "gpus": "h100:1x8", kind: 2}, "options")
+    with pytest.raises(ConfigError, match="not supported") as refused:
+        resolve(asked)
+    assert kind in str(refused.value)
