@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from splitserve.cli.main import main
 from splitserve.core.request import Timings, Usage
-from splitserve.planner.search import search as searching
 from splitserve.planner.plan import read_plan, write_plan
 from splitserve.planner.question import Question
 from splitserve.planner.result import SearchResult
+from splitserve.planner.search import search as searching
 from splitserve.telemetry.metrics import RouterMetrics
 from tests.unit.planner.fixtures.results import INPUTS, nothing, plan, result
 
