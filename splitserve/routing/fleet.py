@@ -15,7 +15,8 @@ from splitserve.kv.layout import differing_field
 from splitserve.routing.admission import Limits, Room
 from splitserve.routing.promise import Effect, Promise, nothing
 
-SAMPLE = 24  # candidates of each pool that a decision looks at in a fleet larger than two such samples
+WHOLE = 64  # workers of a fleet that a decision looks at one by one
+SAMPLE = 16  # candidates of each pool that it looks at in a larger one
 
 
 @dataclass(slots=True)
@@ -196,7 +197,7 @@ class Fleet:
     def sample(self, now: float, random: Random) -> list[Candidate]:
         """Whom a decision looks at: all of a small fleet; of a large one some of each pool, drawn at random, and those
         whose grants changed last, so that room which has just appeared is always seen."""
-        if len(self._members) <= 2 * SAMPLE:
+        if len(self._members) <= WHOLE:
             return self.candidates(now)
         return [self._candidate(member, now) for member in drawn(self._pools, self._latest.values(), random)]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from splitserve.core.worker import Pool
 from splitserve.planner.simulator.clock import Clock
 from splitserve.planner.simulator.journal import Journal
-from splitserve.routing.fleet import SAMPLE, Candidate, drawn
+from splitserve.routing.fleet import WHOLE, Candidate, drawn
 from splitserve.routing.policy import Need, Route, choose
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Router:
             self._bind(waiting.popleft(), route)
 
     def _look(self) -> list[Candidate]:
-        if len(self._candidates) <= 2 * SAMPLE:
+        if len(self._candidates) <= WHOLE:
             return self._candidates
         return drawn(self._pools, self._latest.values(), self._random)
 

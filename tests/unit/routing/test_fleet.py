@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from splitserve.core.fleet import Health
 from splitserve.core.worker import KvFormat, KvMode, Load, Pool, WorkerInfo
-from splitserve.routing.fleet import SAMPLE, Candidate, Fleet
+from splitserve.routing.fleet import SAMPLE, WHOLE, Candidate, Fleet
 from splitserve.routing.promise import Effect, Promise
 from tests.unit.peers import peer
 
@@ -227,7 +227,7 @@ def large_fleet(workers: int) -> Fleet:
 
 
 def test_a_decision_looks_at_all_of_a_small_fleet() -> None:
-    fleet = large_fleet(2 * SAMPLE)
+    fleet = large_fleet(WHOLE)
     assert fleet.sample(0.0, Random(1)) == fleet.candidates(0.0)
 
 
