@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from splitserve.core.request import Usage
+from splitserve.telemetry.metrics import LENGTH_BUCKETS
 from splitserve.workload.drift import Histogram, Tolerance, Traffic, drift
 from splitserve.workload.workload import Summary
 
-BOUNDS = (*(base * 2.0**power for power in range(4, 18) for base in (1, 1.5)), float("inf"))  # tokens
+BOUNDS = (*LENGTH_BUCKETS, float("inf"))  # tokens
 WINDOW_S = 300.0
 _SLOT_S = 10.0
 _UNKNOWN = float("nan")

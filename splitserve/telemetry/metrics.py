@@ -20,7 +20,7 @@ from splitserve.core.worker import KvCounts, Load, Outcome, Pool, TransferEnd
 _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0)
 _TPOT_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4, 0.8, 1.6)
 _QUEUE_BUCKETS_S = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-_LENGTH_BUCKETS = tuple(base * 2**power for power in range(4, 18) for base in (1, 1.5))  # tokens: 16 to 196,608
+LENGTH_BUCKETS = tuple(base * 2**power for power in range(4, 18) for base in (1, 1.5))  # tokens: 16 to 196,608
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _TRANSFER_BUCKETS_BYTES = tuple(4**power for power in range(8, 18))  # 64 KiB to 16 GiB
 _WRITES_BUCKETS = tuple(2**power for power in range(13))
@@ -59,13 +59,13 @@ class RouterMetrics:
         self._prompt_lengths = Histogram(
             "splitserve_request_prompt_tokens",
             "Prompt tokens of a finished request",
-            buckets=_LENGTH_BUCKETS,
+            buckets=LENGTH_BUCKETS,
             registry=registry,
         )
         self._output_lengths = Histogram(
             "splitserve_request_output_tokens",
             "Output tokens of a finished request",
-            buckets=_LENGTH_BUCKETS,
+            buckets=LENGTH_BUCKETS,
             registry=registry,
         )
         self._attempts = Counter(

@@ -3,40 +3,14 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 from splitserve import __version__
-from splitserve.cli.main import main
+from tests.unit.cli.console import Run
 
 WAIT_S = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    code: object
-    out: str
-    err: str
-
-
-class Run(Protocol):
-    def __call__(self, *arguments: str) -> Done: ...
-
-
-@pytest.fixture
-def splitserve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The console script, within this process."""
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["splitserve", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Done(ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
 """`splitserve plan` and `simulate` as a user meets them. The search is stood in for where its answer doesn't matter."""
 
 import json
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -12,39 +10,16 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from splitserve.cli.main import main
 from splitserve.core.request import Timings, Usage
 from splitserve.planner.plan import read_plan, write_plan
 from splitserve.planner.question import Question
 from splitserve.planner.result import SearchResult
 from splitserve.planner.search import search as searching
 from splitserve.telemetry.metrics import RouterMetrics
+from tests.unit.cli.console import Done, Run
 from tests.unit.planner.fixtures.results import INPUTS, nothing, plan, result
 
 ASKED = ("--model", "opt-66b", "--gpus", "a100-80g:1x8", "--ttft", "400ms", "--tpot", "0.1")
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    code: object
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def splitserve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The console script, within this process."""
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["splitserve", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Done(ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
