@@ -6,11 +6,13 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("splitserve.v1", "inference")
 TARGET = ROOT / "splitserve" / "rpc" / "gen"
 
 
 def generate(out: Path) -> dict[str, str]:
     """Returns file name -> text, with imports rewritten to the package that the code lives in."""
+    import google.rpc.status_pb2
     from grpc_tools import protoc
 
     protos = sorted(str(file) for file in (ROOT / "proto").rglob("*.proto"))
@@ -19,6 +21,7 @@ def generate(out: Path) -> dict[str, str]:
         "protoc",
         f"-I{ROOT / 'proto'}",
         f"-I{include}",
+        f"-I{Path(google.rpc.status_pb2.__file__).parents[2]}",
         f"--python_out={out}",
         f"--pyi_out={out}",
         f"--grpc_python_out={out}",
@@ -27,8 +30,14 @@ def generate(out: Path) -> dict[str, str]:
         raise SystemExit("protoc failed; see above")
     generated = {"__init__.py": '"""Generated from proto/ by `make proto`. Not to be edited."""\n'}
     for file in sorted(out.rglob("*.py*")):
-        generated[file.name] = file.read_text().replace("from splitserve.v1 import", "from splitserve.rpc.gen import")
+        generated[file.name] = _in_package(file.read_text())
     return generated
+
+
+def _in_package(code: str) -> str:
+    for package in PACKAGES:
+        code = code.replace(f"from {package} import", "from splitserve.rpc.gen import")
+    return code
 
 
 def main() -> int:

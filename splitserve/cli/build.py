@@ -3,17 +3,22 @@
 vLLM is imported here alone, and only for a worker that asks for it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from prometheus_client import CollectorRegistry, start_http_server
 
 from splitserve.cli.process import end_with_parent, say_ready
-from splitserve.core.config import LatencySource, RouterConfig, WorkerConfig
+from splitserve.cli.talk import API_KEY_VARIABLE
+from splitserve.core.config import LatencySource, RouterConfig, TlsSettings, WorkerConfig
 from splitserve.core.errors import ConfigError
+from splitserve.core.exposure import check_router, check_worker
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import WorkerInfo
 from splitserve.engine.protocol import Engine
@@ -24,6 +29,8 @@ from splitserve.latency.profile import read as read_profile
 from splitserve.latency.shape import shape
 from splitserve.router.serve import Router, serve_until_signal
 from splitserve.router.traffic import Planned
+from splitserve.rpc.channel import Access
+from splitserve.rpc.tls import read_server
 from splitserve.telemetry import logs
 from splitserve.telemetry.metrics import RouterMetrics, WorkerMetrics
 from splitserve.worker.serve import Worker, serve
@@ -41,22 +48,59 @@ def read_model(name: str, served_name: str) -> ModelInfo:
 async def run_router(config: RouterConfig, ready_fd: int | None, parent: int | None) -> None:
     """Until it is drained. Raises ConfigError."""
     _begin(parent)
+    check_router(config)
     model, registry = read_model(config.model, config.served_model_name), CollectorRegistry()
-    with metrics_served(config.metrics, registry) as metrics:
+    with metrics_served(config.metrics, registry, config.tls) as metrics:
         router = Router(config, model, RouterMetrics(registry), _planned(config.plan))
         try:
             await router.start()
         except ConfigError as error:
+            if error.path != config.listen:
+                raise
             raise ConfigError("listen (--listen)", str(error)) from error
-        say_ready(ready_fd, {"role": "router", "address": router.address, "metrics": metrics})
-        await serve_until_signal(router)
+        async with http_served(config, router, model, registry) as http:
+            say_ready(ready_fd, {"role": "router", "address": router.address, "http": http, "metrics": metrics})
+            await serve_until_signal(router)
+
+
+@asynccontextmanager
+async def http_served(
+    config: RouterConfig, router: Router, model: ModelInfo, registry: CollectorRegistry
+) -> AsyncIterator[str]:
+    """The gateway in a started router's process; yields host:port, "" for none. Raises ConfigError if it is taken."""
+    if config.http is None:
+        yield ""
+        return
+    from splitserve.gateway.endpoints import Limits
+    from splitserve.gateway.serve import HttpServer
+    from splitserve.gateway.tls import ssl_context
+    from splitserve.gateway.vocabulary import TokenizerVocabulary
+
+    server = HttpServer(
+        router.endpoint,
+        config.http,
+        ssl_context(config.tls) if config.tls is not None else None,
+        registry,
+        Limits(body_mib=config.max_body_mib, stall_s=config.limits.client_stall_s),
+        TokenizerVocabulary(model.path),
+    )
+    try:
+        await server.start()
+    except ConfigError as error:
+        await router.stop()
+        raise ConfigError("http (--http)", str(error)) from error
+    try:
+        yield server.address
+    finally:
+        await server.stop()
 
 
 async def run_worker(config: WorkerConfig, ready_fd: int | None, parent: int | None) -> int:
     """Until it is drained; returns its exit code. Raises ConfigError."""
     _begin(parent)
+    check_worker(config)
     model, registry = read_model(config.model, config.served_model_name), CollectorRegistry()
-    with metrics_served(config.metrics, registry) as metrics:
+    with metrics_served(config.metrics, registry, config.metrics_tls, "metrics_tls") as metrics:
         bound = config.model_copy(update={"metrics": metrics or None})
 
         def on_ready(info: WorkerInfo) -> None:
@@ -64,7 +108,21 @@ async def run_worker(config: WorkerConfig, ready_fd: int | None, parent: int | N
             say_ready(ready_fd, {**facts, "address": info.kv_peers[0].endpoint, "metrics": metrics})
 
         engine = build_engine(bound, model, uuid4().hex)
-        return await serve(Worker(bound, model, engine, WorkerMetrics(registry)), on_ready)
+        worker = Worker(bound, model, engine, WorkerMetrics(registry), partial(router_access, bound))
+        return await serve(worker, on_ready)
+
+
+def router_access(config: WorkerConfig) -> Access:
+    """How a worker calls its routers, read anew at each call. Raises ConfigError."""
+    if config.api_key_file is None:
+        return Access(config.router_tls, os.environ.get(API_KEY_VARIABLE) or None)
+    try:
+        key = Path(config.api_key_file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("api_key_file", f"{config.api_key_file} can't be read: {error}") from error
+    if not key:
+        raise ConfigError("api_key_file", f"{config.api_key_file} is empty; it must hold the key alone")
+    return Access(config.router_tls, key)
 
 
 def build_engine(config: WorkerConfig, model: ModelInfo, worker_uuid: str) -> Engine:
@@ -107,14 +165,17 @@ def _latency(source: LatencySource | None) -> LatencyModel | None:
 
 
 @contextmanager
-def metrics_served(address: str | None, registry: CollectorRegistry) -> Iterator[str]:
-    """Prometheus over HTTP on a thread of its own; yields host:port, "" for none. Raises ConfigError if it is taken."""
+def metrics_served(
+    address: str | None, registry: CollectorRegistry, tls: TlsSettings | None = None, setting: str = "tls"
+) -> Iterator[str]:
+    """Prometheus over HTTP, or HTTPS, on a thread of its own; yields host:port, "" for none. Raises ConfigError if it
+    is taken or what `tls` names can't be used. A renewed certificate is taken up at the next start."""
     if address is None:
         yield ""
         return
     host, _, port = address.rpartition(":")
     try:
-        server, thread = start_http_server(int(port), host.strip("[]"), registry)
+        server, thread = start_http_server(int(port), host.strip("[]"), registry, **_https(tls, setting))
     except OSError as error:
         raise ConfigError(
             "metrics (--metrics)", f"can't listen on {address} ({error.strerror}); choose another"
@@ -125,6 +186,15 @@ def metrics_served(address: str | None, registry: CollectorRegistry) -> Iterator
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _https(tls: TlsSettings | None, setting: str) -> dict[str, Any]:
+    """Raises ConfigError."""
+    if tls is None:
+        return {}
+    read_server(tls, setting)
+    asked = {"client_cafile": tls.client_ca, "client_auth_required": True} if tls.client_ca is not None else {}
+    return {"certfile": tls.certificate, "keyfile": tls.key, **asked}
 
 
 def _begin(parent: int | None) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from splitserve.cli.local import Machine, ProcessPlan, plan_router, plan_workers
 from splitserve.cli.supervisor import OnEvent, Ready, Supervisor
-from splitserve.core.config import ClusterConfig
+from splitserve.core.config import ClusterConfig, RouterConfig
 
 ROUTER_START_S = 60.0
 WORKER_START_S = 900.0  # a first vLLM import and a large model's weights
@@ -34,6 +34,14 @@ class Member:
 class RunningCluster:
     address: str  # the router's gRPC address
     members: tuple[Member, ...]
+
+    @property
+    def http(self) -> str:
+        """Where OpenAI's clients find it, as a URL; "" if nowhere."""
+        router = self.members[0]
+        address, config = router.ready.facts.get("http"), router.plan.config
+        scheme = "https" if isinstance(config, RouterConfig) and config.tls is not None else "http"
+        return f"{scheme}://{address}" if address else ""
 
 
 @asynccontextmanager

@@ -9,9 +9,18 @@ from typing import Annotated
 
 import typer
 
-from splitserve.cli.talk import DEFAULT_ROUTER, AsJson, RouterAddress, router_at
+from splitserve.cli.talk import (
+    DEFAULT_ROUTER,
+    ApiKey,
+    AsJson,
+    CaFile,
+    CertificateFile,
+    KeyFile,
+    RouterAddress,
+    router_at,
+)
 from splitserve.core.errors import ConfigError
-from splitserve.core.request import ChatMessage, Chunk, GenerateRequest, SamplingParams
+from splitserve.core.request import Chat, ChatMessage, Chunk, GenerateRequest, SamplingParams
 
 SAMPLING, LIMITS = "Sampling", "Request"
 
@@ -24,6 +33,10 @@ def generate(
     ] = False,
     system: Annotated[str, typer.Option(help="With --chat: the system message.")] = "",
     router: RouterAddress = DEFAULT_ROUTER,
+    ca: CaFile = None,
+    cert: CertificateFile = None,
+    key: KeyFile = None,
+    api_key: ApiKey = None,
     as_json: AsJson = False,
     max_tokens: Annotated[int | None, typer.Option(rich_help_panel=SAMPLING, help="Default: all that fit.")] = None,
     min_tokens: Annotated[int, typer.Option(rich_help_panel=SAMPLING)] = 0,
@@ -72,7 +85,7 @@ def generate(
         deadline_s=deadline,
         inter_token_deadline_s=token_deadline,
     )
-    with router_at(router) as client:
+    with router_at(router, ca, cert, key, api_key) as client:
         (_print_json if as_json else _print_text)(client.send(request))
 
 
@@ -87,13 +100,13 @@ def _text(prompt: str, file: Path | None) -> str:
         raise ConfigError(f"--file {file}", str(error)) from error
 
 
-def _prompt(text: str, chat: bool, system: str) -> str | tuple[ChatMessage, ...]:
+def _prompt(text: str, chat: bool, system: str) -> str | Chat:
     if system and not chat:
         raise ConfigError("--system", "only with --chat; a plain prompt has no system message")
     if not chat:
         return text
     instructions = (ChatMessage("system", system),) if system else ()
-    return (*instructions, ChatMessage("user", text))
+    return Chat((*instructions, ChatMessage("user", text)))
 
 
 def _print_json(chunks: Iterable[Chunk]) -> None:

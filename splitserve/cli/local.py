@@ -21,6 +21,7 @@ from splitserve.core.worker import Pool
 
 EngineKind = VllmSettings | SimSettings
 
+HTTP = "127.0.0.1:8000"  # of `up`, unless cluster.yaml says otherwise; `http: null` for none
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_HOST_IP": "127.0.0.1"}
 # One core an engine: more OpenMP threads than cores cost ten times the step. glibc hands large blocks back to the
 # kernel at once unless these say otherwise (bytes).
@@ -61,11 +62,13 @@ class Overrides:
     decode: int | None = None
     listen: str | None = None
     metrics: str | None = None
+    insecure: bool | None = None
+    http: str | None = None
 
 
 def cluster_of(said: Mapping[str, Any], over: Overrides, source: str) -> ClusterConfig:
     """What cluster.yaml said, with the options over it. Raises ConfigError naming the key at fault."""
-    router = {"listen": over.listen, "metrics": over.metrics}
+    router = {"listen": over.listen, "metrics": over.metrics, "insecure": over.insecure, "http": over.http}
     pools = {Pool.PREFILL: over.prefill, Pool.DECODE: over.decode}
     given: dict[str, Any] = {
         "model": over.model,
@@ -77,6 +80,11 @@ def cluster_of(said: Mapping[str, Any], over: Overrides, source: str) -> Cluster
     }
     defaults: dict[str, Any] = {"pools": {str(pool): {} for pool in Pool}}
     return parse(ClusterConfig, merged({**defaults, **said}, _given(given)), source)
+
+
+def with_http(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What cluster.yaml said, and HTTP where it said nothing of it."""
+    return merged({"router": {"http": HTTP}}, said)
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,6 +143,8 @@ def _worker(
         "routers": [router],
         "engine": engine,
         "kv_transfer": cluster.kv_transfer,
+        "router_tls": cluster.router_tls,
+        "api_key_file": cluster.api_key_file,
     }
     return parse(WorkerConfig, common, f"{source}: pools.{pool}")
 

@@ -13,6 +13,7 @@ import typer
 
 from splitserve import __version__
 from splitserve.cli.demo import demo
+from splitserve.cli.gateway import gateway
 from splitserve.cli.generate import generate
 from splitserve.cli.operate import drain, migrate, pool, status
 from splitserve.cli.plan import app as plan
@@ -36,6 +37,15 @@ app = typer.Typer(
 
 ReadyFd = Annotated[int | None, typer.Option(hidden=True)]
 Parent = Annotated[int | None, typer.Option(hidden=True)]
+SECURITY = "Security"
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        rich_help_panel=SECURITY,
+        help="Listen beyond this machine without TLS or keys, where the network itself keeps strangers out.",
+    ),
+]
 
 
 def main() -> None:
@@ -98,7 +108,9 @@ def up(
     prefill: Annotated[int | None, typer.Option(min=0, help="Prefill workers.")] = None,
     decode: Annotated[int | None, typer.Option(min=0, help="Decode workers.")] = None,
     listen: Annotated[str | None, typer.Option(help="The router's gRPC address, host:port.")] = None,
+    http: Annotated[str | None, typer.Option(help="Its OpenAI-compatible HTTP address. [127.0.0.1:8000]")] = None,
     metrics: Annotated[str | None, typer.Option(help="The router's Prometheus address, host:port.")] = None,
+    insecure: Insecure = False,
     drain_timeout: Annotated[float, typer.Option(min=0, help="Seconds that requests get to end on Ctrl-C.")] = 30.0,
     run_dir: Annotated[Path | None, typer.Option(help="Keep configurations and logs here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
@@ -110,13 +122,13 @@ def up(
     """
     from rich.console import Console
 
-    from splitserve.cli.local import Overrides, cluster_of
+    from splitserve.cli.local import Overrides, cluster_of, with_http
     from splitserve.cli.up import ConsoleVoice, JsonVoice, run_directory
     from splitserve.cli.up import up as serve
 
-    over = Overrides(model, engine, prefill, decode, listen, metrics)
+    over = Overrides(model, engine, prefill, decode, listen, metrics, insecure or None, http)
     source = str(config or "options")
-    cluster = cluster_of(read(config) if config else {}, over, source)
+    cluster = cluster_of(with_http(read(config) if config else {}), over, source)
     with run_directory(run_dir) as directory:
         voice = JsonVoice() if as_json else ConsoleVoice(Console())
         asyncio.run(serve(cluster, source, directory, drain_timeout, voice))
@@ -127,7 +139,19 @@ def router(
     config: Annotated[Path | None, typer.Option(help="Router YAML; options override it.")] = None,
     model: Annotated[str | None, typer.Option(help="Model directory, for its tokenizer; or `demo`.")] = None,
     listen: Annotated[str | None, typer.Option(help="gRPC address, host:port.")] = None,
+    http: Annotated[str | None, typer.Option(help="OpenAI-compatible HTTP address; none unless said.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Prometheus address, host:port.")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(rich_help_panel=SECURITY, help="PEM file: its certificate, for gRPC and metrics.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(rich_help_panel=SECURITY, help="PEM file: --tls-cert's key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(rich_help_panel=SECURITY, help="PEM file: let in only clients that it vouches for.")
+    ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(rich_help_panel=SECURITY, help="YAML file: who may call, and how much.")
+    ] = None,
+    insecure: Insecure = False,
     ready_fd: ReadyFd = None,
     parent: Parent = None,
 ) -> None:
@@ -136,7 +160,18 @@ def router(
 
     from splitserve.cli.build import run_router
 
-    settings = _settings(RouterConfig, config, model=model, listen=listen, metrics=metrics)
+    tls = _files(certificate=tls_cert, key=tls_key, client_ca=tls_client_ca)
+    settings = _settings(
+        RouterConfig,
+        config,
+        model=model,
+        listen=listen,
+        http=http,
+        metrics=metrics,
+        tls=tls,
+        api_keys=str(api_keys) if api_keys else None,
+        insecure=insecure or None,
+    )
     uvloop.run(run_router(settings, ready_fd, parent))
 
 
@@ -148,6 +183,18 @@ def worker(
     engine: Annotated[str | None, typer.Option(help="vllm or sim.")] = None,
     router: Annotated[list[str] | None, typer.Option(help="Router to join, host:port; repeat for several.")] = None,
     name: Annotated[str | None, typer.Option(help="Shown in tables and metrics.")] = None,
+    ca: Annotated[
+        Path | None, typer.Option(rich_help_panel=SECURITY, help="PEM file: the CA that vouches for the routers.")
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(rich_help_panel=SECURITY, help="PEM file: the worker's certificate, for mTLS.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(rich_help_panel=SECURITY, help="PEM file: --cert's private key.")] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=SECURITY, help="File: its API key; default: $SPLITSERVE_API_KEY, or none."),
+    ] = None,
+    insecure: Insecure = False,
     ready_fd: ReadyFd = None,
     parent: Parent = None,
 ) -> None:
@@ -157,8 +204,24 @@ def worker(
     from splitserve.cli.build import run_worker
 
     kind = {"kind": engine} if engine else None
-    settings = _settings(WorkerConfig, config, pool=pool, model=model, engine=kind, routers=router or None, name=name)
+    settings = _settings(
+        WorkerConfig,
+        config,
+        pool=pool,
+        model=model,
+        engine=kind,
+        routers=router or None,
+        name=name,
+        router_tls=_files(ca=ca, certificate=cert, key=key),
+        api_key_file=str(api_key_file) if api_key_file else None,
+        insecure=insecure or None,
+    )
     raise typer.Exit(uvloop.run(run_worker(settings, ready_fd, parent)))
+
+
+def _files(**said: Path | None) -> dict[str, str] | None:
+    """What options say of one section of files; None if they say nothing."""
+    return {name: str(file) for name, file in said.items() if file is not None} or None
 
 
 def _settings(kind: type[SettingsT], file: Path | None, **options: object) -> SettingsT:
@@ -169,6 +232,7 @@ def _settings(kind: type[SettingsT], file: Path | None, **options: object) -> Se
     return parse(kind, merged(read(file) if file else {}, said), str(file or "options"))
 
 
+app.command(epilog="Example:  splitserve gateway --router 10.0.0.5:50051,10.0.0.6:50051 --model demo")(gateway)
 app.command(epilog='Example:  splitserve generate --chat "Who is Emma?" --max-tokens 60 --temperature 0')(generate)
 app.command(epilog="Examples:  splitserve status --watch  ·  splitserve status --json")(status)
 app.command(epilog="Example:  splitserve drain decode-0")(drain)

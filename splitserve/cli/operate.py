@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitserve.cli.talk import DEFAULT_ROUTER, AsJson, RouterAddress, router_at
+from splitserve.cli.talk import (
+    DEFAULT_ROUTER,
+    ApiKey,
+    AsJson,
+    CaFile,
+    CertificateFile,
+    KeyFile,
+    RouterAddress,
+    router_at,
+)
 from splitserve.core.errors import ConfigError
 from splitserve.core.fleet import FleetStatus, WorkerStatus
 from splitserve.core.worker import Pool
@@ -24,11 +33,15 @@ _WATCH_S = 1.0
 
 def status(
     router: RouterAddress = DEFAULT_ROUTER,
+    ca: CaFile = None,
+    cert: CertificateFile = None,
+    key: KeyFile = None,
+    api_key: ApiKey = None,
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Again every second, until Ctrl-C.")] = False,
 ) -> None:
     """Show the fleet: who serves, what each worker holds, what waits."""
-    with router_at(router) as client:
+    with router_at(router, ca, cert, key, api_key) as client:
         looks = _looks(client, watch)
         if as_json:
             for fleet in looks:
@@ -43,10 +56,14 @@ def drain(
     worker: WorkerName,
     timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait for its requests to end.")] = None,
     router: RouterAddress = DEFAULT_ROUTER,
+    ca: CaFile = None,
+    cert: CertificateFile = None,
+    key: KeyFile = None,
+    api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Take a worker out of service: it gets no new requests, hands over or ends those it has, and exits."""
-    with router_at(router) as client:
+    with router_at(router, ca, cert, key, api_key) as client:
         drained = client.drain(worker, timeout)
     sentence = (
         f"{worker} drained; it finished {drained.finished_requests} jobs first, "
@@ -60,10 +77,14 @@ def migrate(
     to: Annotated[str, typer.Option("--to", help="Name or uuid of the worker; default: the router chooses.")] = "",
     timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait for it to go on there.")] = None,
     router: RouterAddress = DEFAULT_ROUTER,
+    ca: CaFile = None,
+    cert: CertificateFile = None,
+    key: KeyFile = None,
+    api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Move a request that is decoding to another worker, KV and all; its stream goes on."""
-    with router_at(router) as client:
+    with router_at(router, ca, cert, key, api_key) as client:
         moved = client.migrate(request_id, to, timeout)
     sentence = (
         f"{request_id} went from {moved.from_worker} to {moved.to_worker}; "
@@ -76,12 +97,16 @@ def pool(
     worker: WorkerName,
     pool: Annotated[str, typer.Argument(help="prefill or decode.")],
     router: RouterAddress = DEFAULT_ROUTER,
+    ca: CaFile = None,
+    cert: CertificateFile = None,
+    key: KeyFile = None,
+    api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Move a worker to another pool while it runs; what it holds is finished."""
     if pool not in set(Pool):
         raise ConfigError("POOL", f"{pool!r} is no pool; it is prefill or decode")
-    with router_at(router) as client:
+    with router_at(router, ca, cert, key, api_key) as client:
         moved = client.set_pool(worker, Pool(pool))
     _say(as_json, f"{moved.worker.name} is in the {moved.pool} pool", worker=moved.worker.name, pool=str(moved.pool))
 

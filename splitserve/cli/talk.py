@@ -1,37 +1,98 @@
-"""A client of the router that a command was told to talk to; unreachable, the user hears where and what to do."""
+"""A client of the router that a command was told to talk to; unreachable, the user hears where and what to do.
+
+`Talk` holds what all such commands take: where the router is, and how it is called.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitserve.core.errors import Unavailable
+from splitserve.core.config import ClientTls, parse
+from splitserve.core.errors import SplitserveError, Unavailable
 
 if TYPE_CHECKING:
     from splitserve.client import Client
 
 DEFAULT_ROUTER = "127.0.0.1:50051"
+API_KEY_VARIABLE = "SPLITSERVE_API_KEY"
+_ROUTER = "Router"
 RouterAddress = Annotated[
-    str, typer.Option("--router", envvar="SPLITSERVE_ROUTER", help="The router's gRPC address, host:port.")
+    str,
+    typer.Option(
+        "--router",
+        envvar="SPLITSERVE_ROUTER",
+        rich_help_panel=_ROUTER,
+        help="The router's gRPC address, host:port; several with commas between them share the calls.",
+    ),
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        envvar="SPLITSERVE_CA",
+        rich_help_panel=_ROUTER,
+        help="PEM file of the CA that vouches for the router; with it (or --cert) the call is encrypted.",
+    ),
+]
+CertificateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--cert",
+        envvar="SPLITSERVE_CERT",
+        rich_help_panel=_ROUTER,
+        help="PEM file of your own certificate, for a router that asks for one (mTLS).",
+    ),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--key", envvar="SPLITSERVE_KEY", rich_help_panel=_ROUTER, help="PEM file of --cert's private key."),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar=API_KEY_VARIABLE,
+        rich_help_panel=_ROUTER,
+        help="Your API key; better in the environment, where no list of processes shows it.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
 
 
 @contextmanager
-def router_at(address: str) -> Iterator["Client"]:
-    """A connected client. Raises Unavailable with advice if no router answers there."""
+def router_at(
+    address: str,
+    ca: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    api_key: str | None = None,
+) -> Iterator["Client"]:
+    """A connected client. Raises Unavailable with advice if no router answers there, ConfigError for bad files."""
     from splitserve.client import Client
 
-    with Client(address) as client:
+    with Client(address, tls=client_tls(ca, certificate, key), api_key=api_key or None) as client:
         try:
             yield client
         except Unavailable as error:
             if _answers(client):
                 raise
-            raise Unavailable(
-                f"no router answers at {address}: start one with `splitserve up`, or name another with --router"
-            ) from error
+            raise Unavailable(_advice(address, error)) from error
+
+
+def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> ClientTls | None:
+    """None: not encrypted. Raises ConfigError naming the option."""
+    files = {"ca": ca, "certificate": certificate, "key": key}
+    said = {name: str(file) for name, file in files.items() if file is not None}
+    return parse(ClientTls, said, "--ca, --cert, --key") if said else None
+
+
+def _advice(address: str, error: Unavailable) -> str:
+    if "SSL" in str(error) or "handshake" in str(error).lower():
+        return f"no secure connection to {address}: {error}; look at --ca, --cert and --key"
+    return f"no router answers at {address}: start one with `splitserve up`, or name another with --router"
 
 
 def _answers(client: "Client") -> bool:
@@ -40,4 +101,6 @@ def _answers(client: "Client") -> bool:
         client.fleet()
     except Unavailable:
         return False
+    except SplitserveError:
+        return True
     return True

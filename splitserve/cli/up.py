@@ -81,7 +81,7 @@ class JsonVoice:
 
     def ready(self, cluster: RunningCluster, directory: Path) -> None:
         members = [_row(member) for member in cluster.members]
-        self._say("serving", address=cluster.address, directory=str(directory), processes=members)
+        self._say("serving", address=cluster.address, http=cluster.http, directory=str(directory), processes=members)
 
     def draining(self, drain_s: float) -> None:
         self._say("draining", drain_s=drain_s)
@@ -121,10 +121,15 @@ class ConsoleVoice:
     def ready(self, cluster: RunningCluster, directory: Path) -> None:
         self._serving = True
         self._console.print(process_table(cluster))
-        self._console.print(f"Serving on [bold]{cluster.address}[/bold]. Try, in another terminal:")
+        and_http = f" (gRPC) and [bold]{cluster.http}[/bold] (OpenAI)" if cluster.http else ""
+        self._console.print(f"Serving on [bold]{cluster.address}[/bold]{and_http}. Try, in another terminal:")
         at = "" if cluster.address == "127.0.0.1:50051" else f" --router {cluster.address}"
         example = f'  splitserve generate "It is a truth universally acknowledged,"{at}'
         self._console.print(example, highlight=False, soft_wrap=True)
+        if cluster.http:
+            body = '{"messages": [{"role": "user", "content": "Who is Emma?"}], "max_tokens": 40}'
+            curl = f"  curl {cluster.http}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+            self._console.print(curl, highlight=False, markup=False, soft_wrap=True)
         self._console.print(f"Logs: {directory}. Ctrl-C drains and stops.", highlight=False)
 
     def draining(self, drain_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The client for asyncio. One channel, any number of concurrent calls; for one event loop."""
+"""The client for asyncio. One channel, any number of concurrent requests (on shared calls: `many`); one event loop."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -6,14 +6,28 @@ from contextlib import aclosing
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from splitserve.client.calls import Drained, Migrated, Options, Prompt, Retries, request_of
-from splitserve.core.errors import Cancelled, SplitserveError
+from splitserve.client.calls import (
+    ASK_WITHIN_S,
+    HEALTH_SERVICE,
+    TOKENIZE_WITHIN_S,
+    Drained,
+    Migrated,
+    Options,
+    Prompt,
+    Retries,
+    request_of,
+    shown,
+)
+from splitserve.client.many import Shared
+from splitserve.core.config import ClientTls
+from splitserve.core.errors import SplitserveError
 from splitserve.core.fleet import FleetStatus, WorkerStatus
-from splitserve.core.request import Chunk, GenerateRequest, SamplingParams
+from splitserve.core.request import Chat, Chunk, GenerateRequest, Model, SamplingParams
 from splitserve.core.worker import Pool
 from splitserve.rpc import convert
-from splitserve.rpc.channel import open_channel
+from splitserve.rpc.channel import Access, addresses, open_channel
 from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 from splitserve.rpc.status import from_rpc_error
 
@@ -26,11 +40,22 @@ class AsyncClient:
     Every method raises a SplitserveError: the one the router raised, or Unavailable if there is none to be reached.
     """
 
-    def __init__(self, address: str, retries: Retries | None = None) -> None:
-        self._channel = open_channel(address)
+    def __init__(
+        self,
+        address: str,
+        retries: Retries | None = None,
+        *,
+        tls: ClientTls | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        """`address` is one router's, or several with commas between them: calls then go round those that answer.
+        Without `tls` nothing is encrypted, the key neither. Raises ConfigError for files that can't be used."""
+        self._channel = open_channel(address, access=Access(tls, api_key))
         self._retries = retries or Retries()
         self._inference: Any = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._shared = Shared(self._inference, len(addresses(address)))
         self._admin: Any = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -40,6 +65,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Cancels what still runs."""
+        await self._shared.close()
         await self._channel.close()
 
     def generate(
@@ -49,12 +75,12 @@ class AsyncClient:
         request."""
         return self.send(request_of(prompt, sampling, options))
 
-    async def send(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """Like `generate`, for a request that is put together already."""
+    async def send(self, request: GenerateRequest, bearer: str = "") -> AsyncGenerator[Chunk, None]:
+        """Like `generate`, for a request that is put together already. `bearer` is an API key for this call alone."""
         message, tokens_seen, retries = convert.request_to_proto(request), False, 0
         while True:
             try:
-                async with aclosing(self._stream(message)) as chunks:
+                async with aclosing(self._shared.stream(message, bearer)) as chunks:
                     async for chunk in chunks:
                         tokens_seen = True
                         yield chunk
@@ -65,6 +91,38 @@ class AsyncClient:
                     raise
             retries += 1
             await asyncio.sleep(pause_s)
+
+    async def tokenize(self, prompt: str | Chat, model: str = "", bearer: str = "") -> tuple[int, ...]:
+        """The tokens that `generate` would read for this prompt."""
+        request = convert.tokenize_to_proto(prompt, model)
+        answer = await _answer(
+            lambda: self._inference.Tokenize(request, timeout=TOKENIZE_WITHIN_S, metadata=shown(bearer))
+        )
+        return tuple(answer.token_ids)
+
+    async def models(self, bearer: str = "") -> tuple[Model, ...]:
+        """The model that is served, first; then its LoRA adapters."""
+        request = inference_pb2.ListModelsRequest()
+        answer = await _answer(
+            lambda: self._inference.ListModels(request, timeout=ASK_WITHIN_S, metadata=shown(bearer))
+        )
+        return tuple(convert.model_from_proto(model) for model in answer.models)
+
+    async def model(self, name: str, bearer: str = "") -> Model:
+        """Raises ModelNotFound for a name that `models` does not have."""
+        request = inference_pb2.GetModelRequest(name=name)
+        return convert.model_from_proto(
+            await _answer(lambda: self._inference.GetModel(request, timeout=ASK_WITHIN_S, metadata=shown(bearer)))
+        )
+
+    async def can_serve(self) -> bool:
+        """Whether a router is there and has a worker that takes requests. Needs no key."""
+        request = health_pb2.HealthCheckRequest(service=HEALTH_SERVICE)
+        try:
+            answer = await _answer(lambda: self._health.Check(request, timeout=ASK_WITHIN_S))
+        except SplitserveError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def fleet(self) -> FleetStatus:
         """Who serves, and what each holds."""
@@ -87,26 +145,6 @@ class AsyncClient:
         """Moves a worker (name or uuid) to another pool while it runs."""
         request = admin_pb2.SetWorkerPoolRequest(worker=worker, pool=convert.pool_to_proto(pool))
         return convert.worker_status_from_proto(await _answer(lambda: self._admin.SetWorkerPool(request)))
-
-    async def _stream(self, message: inference_pb2.GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        call = self._inference.Generate(message)
-        try:
-            async for response in call:
-                yield convert.chunk_from_proto(response)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        except asyncio.CancelledError as error:
-            if _is_cancelled_itself():
-                raise
-            raise Cancelled("the router ended the call") from error
-        finally:
-            call.cancel()
-
-
-def _is_cancelled_itself() -> bool:
-    """grpc.aio raises CancelledError for a call that the other side cancelled, too."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 async def _answer(call: Callable[[], Awaitable[AnswerT]]) -> AnswerT:

@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from splitserve.core.errors import SplitserveError, Unavailable
-from splitserve.core.request import ChatMessage, GenerateRequest, SamplingParams
+from splitserve.core.request import Chat, ChatMessage, GenerateRequest, SamplingParams
+from splitserve.rpc.channel import AUTHORIZATION, BEARER
 
-Prompt = str | Sequence[int] | Sequence[ChatMessage]
+HEALTH_SERVICE = "splitserve.v1.Inference"
+ASK_WITHIN_S = 10.0
+TOKENIZE_WITHIN_S = 60.0  # a prompt of a million tokens
+
+Prompt = str | Chat | Sequence[int] | Sequence[ChatMessage]
 
 
 class Options(TypedDict, total=False):
@@ -24,6 +29,9 @@ class Options(TypedDict, total=False):
     session_id: str
     deadline_s: float
     inter_token_deadline_s: float
+    lora: str
+    cache_salt: str
+    output: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,17 @@ class Migrated:
 
 
 def request_of(prompt: Prompt, sampling: SamplingParams | None, options: Options) -> GenerateRequest:
-    """`prompt` is text, token ids or chat messages."""
-    held: object = prompt if isinstance(prompt, str) else tuple(prompt)
-    return GenerateRequest(prompt=held, sampling=sampling or SamplingParams(), **options)  # type: ignore[arg-type]
+    """`prompt` is text, token ids, chat messages or a chat with tools."""
+    return GenerateRequest(prompt=_held(prompt), sampling=sampling or SamplingParams(), **options)
+
+
+def _held(prompt: Prompt) -> str | Chat | tuple[int, ...]:
+    if isinstance(prompt, str | Chat):
+        return prompt
+    said = tuple(part for part in prompt if isinstance(part, ChatMessage))
+    return Chat(said) if said else tuple(part for part in prompt if not isinstance(part, ChatMessage))
+
+
+def shown(bearer: str) -> tuple[tuple[str, str], ...] | None:
+    """An API key as a call's metadata; None without one."""
+    return ((AUTHORIZATION, BEARER + bearer),) if bearer else None

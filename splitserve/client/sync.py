@@ -6,14 +6,27 @@ from contextlib import closing
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from splitserve.client.calls import Drained, Migrated, Options, Prompt, Retries, request_of
+from splitserve.client.calls import (
+    ASK_WITHIN_S,
+    HEALTH_SERVICE,
+    TOKENIZE_WITHIN_S,
+    Drained,
+    Migrated,
+    Options,
+    Prompt,
+    Retries,
+    request_of,
+    shown,
+)
+from splitserve.core.config import ClientTls
 from splitserve.core.errors import SplitserveError
 from splitserve.core.fleet import FleetStatus, WorkerStatus
-from splitserve.core.request import Chunk, GenerateRequest, SamplingParams
+from splitserve.core.request import Chat, Chunk, GenerateRequest, Model, SamplingParams
 from splitserve.core.worker import Pool
 from splitserve.rpc import convert
-from splitserve.rpc.channel import open_sync_channel
+from splitserve.rpc.channel import Access, open_sync_channel
 from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 from splitserve.rpc.status import from_rpc_error
 
@@ -26,11 +39,21 @@ class Client:
     Every method raises a SplitserveError: the one the router raised, or Unavailable if there is none to be reached.
     """
 
-    def __init__(self, address: str, retries: Retries | None = None) -> None:
-        self._channel = open_sync_channel(address)
+    def __init__(
+        self,
+        address: str,
+        retries: Retries | None = None,
+        *,
+        tls: ClientTls | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        """`address` is one router's, or several with commas between them: calls then go round those that answer.
+        Without `tls` nothing is encrypted, the key neither. Raises ConfigError for files that can't be used."""
+        self._channel = open_sync_channel(address, access=Access(tls, api_key))
         self._retries = retries or Retries()
         self._inference: Any = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
         self._admin: Any = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
     def __enter__(self) -> Self:
         return self
@@ -49,12 +72,12 @@ class Client:
         request."""
         return self.send(request_of(prompt, sampling, options))
 
-    def send(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
-        """Like `generate`, for a request that is put together already."""
+    def send(self, request: GenerateRequest, bearer: str = "") -> Generator[Chunk, None, None]:
+        """Like `generate`, for a request that is put together already. `bearer` is an API key for this call alone."""
         message, tokens_seen, retries = convert.request_to_proto(request), False, 0
         while True:
             try:
-                with closing(self._stream(message)) as chunks:
+                with closing(self._stream(message, bearer)) as chunks:
                     for chunk in chunks:
                         tokens_seen = True
                         yield chunk
@@ -65,6 +88,34 @@ class Client:
                     raise
             retries += 1
             time.sleep(pause_s)
+
+    def tokenize(self, prompt: str | Chat, model: str = "", bearer: str = "") -> tuple[int, ...]:
+        """The tokens that `generate` would read for this prompt."""
+        request = convert.tokenize_to_proto(prompt, model)
+        answer = _answer(lambda: self._inference.Tokenize(request, timeout=TOKENIZE_WITHIN_S, metadata=shown(bearer)))
+        return tuple(answer.token_ids)
+
+    def models(self, bearer: str = "") -> tuple[Model, ...]:
+        """The model that is served, first; then its LoRA adapters."""
+        request = inference_pb2.ListModelsRequest()
+        answer = _answer(lambda: self._inference.ListModels(request, timeout=ASK_WITHIN_S, metadata=shown(bearer)))
+        return tuple(convert.model_from_proto(model) for model in answer.models)
+
+    def model(self, name: str, bearer: str = "") -> Model:
+        """Raises ModelNotFound for a name that `models` does not have."""
+        request = inference_pb2.GetModelRequest(name=name)
+        return convert.model_from_proto(
+            _answer(lambda: self._inference.GetModel(request, timeout=ASK_WITHIN_S, metadata=shown(bearer)))
+        )
+
+    def can_serve(self) -> bool:
+        """Whether a router is there and has a worker that takes requests. Needs no key."""
+        request = health_pb2.HealthCheckRequest(service=HEALTH_SERVICE)
+        try:
+            answer = _answer(lambda: self._health.Check(request, timeout=ASK_WITHIN_S))
+        except SplitserveError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def fleet(self) -> FleetStatus:
         """Who serves, and what each holds."""
@@ -88,8 +139,8 @@ class Client:
         request = admin_pb2.SetWorkerPoolRequest(worker=worker, pool=convert.pool_to_proto(pool))
         return convert.worker_status_from_proto(_answer(lambda: self._admin.SetWorkerPool(request)))
 
-    def _stream(self, message: inference_pb2.GenerateRequest) -> Generator[Chunk, None, None]:
-        call = self._inference.Generate(message)
+    def _stream(self, message: inference_pb2.GenerateRequest, bearer: str) -> Generator[Chunk, None, None]:
+        call = self._inference.Generate(message, metadata=shown(bearer))
         try:
             for response in call:
                 yield convert.chunk_from_proto(response)

@@ -100,6 +100,11 @@ class VllmSettings(Settings):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     enable_prefix_caching: bool = True
     enforce_eager: bool | None = Field(None, description="default: True on CPU, False on GPU")
+    loras: dict[str, str] = Field(
+        default_factory=dict, description="LoRA adapters: what requests call each, and its directory (PEFT's format)"
+    )
+    tool_parser: str | None = Field(None, description="vLLM's parser of this model's tool calls, such as hermes")
+    reasoning_parser: str | None = Field(None, description="vLLM's parser of its reasoning, such as deepseek_r1")
     extra: dict[str, Any] = Field(default_factory=dict, description="any other vLLM EngineArgs field, passed as it is")
 
 
@@ -134,9 +139,39 @@ class SimSettings(Settings):
     decode_token_s: float = Field(0.0001, ge=0, description="per decoding sequence in a step")
     context_token_s: float = Field(0.0, ge=0, description="per token of context read by decoding sequences")
     latency: LatencySource | None = Field(None, description="in place of these four")
+    loras: list[str] = Field(default_factory=list, description="names of adapters; each makes other tokens")
+    tool_parser: Literal["sim"] | None = Field(None, description="outputs of chats may call tools")
+    reasoning_parser: Literal["sim"] | None = Field(None, description="outputs of chats begin with reasoning")
 
 
 EngineSettings = Annotated[VllmSettings | SimSettings, Field(discriminator="kind"), BeforeValidator(_vllm_unless_said)]
+
+
+class TlsSettings(Settings):
+    """What a listener shows of itself, and whom it lets in: PEM files, read again when they change."""
+
+    certificate: str = Field(description="file: the listener's certificate, then those between it and its CA")
+    key: str = Field(description="file: the certificate's private key")
+    client_ca: str | None = Field(
+        None, description="file: only clients with a certificate of these CAs are let in (mTLS); default: any client"
+    )
+
+
+class ClientTls(Settings):
+    """How whoever calls a router knows it, and shows who it is: PEM files, read when a channel is opened."""
+
+    ca: str | None = Field(None, description="file: the CAs that may vouch for the router; default: the public ones")
+    certificate: str | None = Field(None, description="file: the caller's own certificate, for a router that asks")
+    key: str | None = Field(None, description="file: that certificate's private key")
+    server_name: str | None = Field(
+        None, description="the name in the router's certificate, where it is called by another one, such as an address"
+    )
+
+    @model_validator(mode="after")
+    def _a_pair(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("say both certificate and key, or neither")
+        return self
 
 
 class WorkerConfig(Settings):
@@ -151,7 +186,13 @@ class WorkerConfig(Settings):
     routers: list[Address] = Field(default=["127.0.0.1:50051"], min_length=1, description="every router to join")
     engine: EngineSettings = Field(default_factory=VllmSettings)
     kv_transfer: KvTransferSettings = Field(default_factory=KvTransferSettings)
+    router_tls: ClientTls | None = Field(None, description="TLS towards the routers; none unless said")
+    api_key_file: str | None = Field(
+        None, description="file: the API key for the routers, of scope worker; default: $SPLITSERVE_API_KEY, or none"
+    )
     metrics: Address | None = Field(None, description="Prometheus address; none unless said")
+    metrics_tls: TlsSettings | None = Field(None, description="serve metrics over HTTPS")
+    insecure: bool = Field(False, description="let others than this machine reach what is not encrypted")
     cpu_core: int | None = Field(
         None,
         ge=0,
@@ -159,10 +200,33 @@ class WorkerConfig(Settings):
     )
 
 
+class RequestLimits(Settings):
+    """What a router takes of its clients; beyond it requests are refused by the field's name."""
+
+    prompt_tokens: Count | None = Field(None, description="longest prompt; default: what the fleet can hold")
+    choices: Count = Field(16, description="most outputs of one request: sampling.n")
+    stop_strings: Count = Field(16, description="each is looked for in every token's text")
+    logprobs: Count = Field(20, description="most of the likeliest tokens told per token")
+    logit_biases: Count = Field(1024, description="tokens in sampling.logit_bias")
+    schema_kib: Count = Field(64, description="KiB of one schema, regex or grammar, and of all tools together")
+    tools: Count = Field(128, description="functions in messages.tools")
+    streams: Count = Field(10_000, description="requests at once, waiting or running; more get RESOURCE_EXHAUSTED")
+    client_buffer_tokens: Count = Field(
+        2048,
+        description="tokens kept for a client that does not read; then its request stops, and resumes once it reads",
+    )
+    client_stall_s: Seconds = Field(
+        60.0, description="a client that takes nothing for so long is ended with RESOURCE_EXHAUSTED"
+    )
+
+
 class RouterConfig(Settings):
     """One router process."""
 
     listen: Address = "127.0.0.1:50051"
+    http: Address | None = Field(
+        None, description="OpenAI-compatible HTTP in this process; `up` takes 127.0.0.1:8000, a router by itself none"
+    )
     metrics: Address | None = Field("127.0.0.1:9400", description="Prometheus address")
     model: str = Field("demo", description="model directory, for its tokenizer and chat template")
     served_model_name: str = Field("", description="default: the directory's name")
@@ -173,15 +237,31 @@ class RouterConfig(Settings):
         description="default longest gap between tokens once the first is out, and the longest wait for a dispatched "
         "worker's first sign",
     )
+    drain_timeout_s: Seconds = Field(
+        60.0, description="how long running requests get to end on SIGTERM; then they end with UNAVAILABLE"
+    )
     heartbeat_interval_s: Seconds = Field(0.5, description="how often workers report their load")
     heartbeat_timeout_s: Seconds = Field(
         8.0, description="a worker silent for so long is gone; above it a busy GIL is not"
     )
+    probe_after_s: Seconds = Field(
+        30.0, description="a worker that did nothing for so long is asked for a token; without one it gets no requests"
+    )
+    probe_timeout_s: Seconds = Field(10.0, description="how long that may take")
     max_waiting_requests: Count = Field(4096, description="requests beyond this are refused with RESOURCE_EXHAUSTED")
     max_attempts: Count = Field(
         8, description="most routes tried for one request after failures (a full worker does not count)"
     )
-    max_message_mib: Count = Field(16, description="largest gRPC message, MiB")
+    max_message_mib: Count = Field(
+        16, description="largest gRPC message, MiB: a prompt of a million token ids takes 3 to 5, gRPC's default is 4"
+    )
+    max_body_mib: Count = Field(32, description="largest HTTP body, MiB: a million-token prompt takes 7")
+    limits: RequestLimits = Field(default_factory=RequestLimits)
+    tls: TlsSettings | None = Field(None, description="TLS for gRPC, HTTP and metrics; none unless said")
+    api_keys: str | None = Field(
+        None, description="file: who may call, for what and how much (`router/keys`); default: whoever reaches it"
+    )
+    insecure: bool = Field(False, description="let others than this machine reach what has no TLS or asks for no key")
 
 
 class PoolSettings(Settings):
@@ -207,6 +287,8 @@ class ClusterConfig(Settings):
         9401, ge=1, le=65535, description="first worker's Prometheus port, then upwards; taken ports are skipped"
     )
     restart: bool = Field(True, description="start a dead worker again")
+    router_tls: ClientTls | None = Field(None, description="the workers' TLS towards the router, where that has tls")
+    api_key_file: str | None = Field(None, description="file: the workers' API key, where the router has api_keys")
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

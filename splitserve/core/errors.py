@@ -3,6 +3,8 @@
     SplitserveError
     ├── InvalidRequest      change the request: the field is named
     ├── ModelNotFound       ask for a model this router serves
+    ├── Unauthenticated     show a key, or a valid one
+    ├── PermissionDenied    the key is valid but not for this: use one with that scope
     ├── Overloaded          come back after retry_after_s
     ├── DeadlineExceeded    the request's time, or a token's, ran out
     ├── Cancelled           the caller went away
@@ -33,8 +35,16 @@ class ModelNotFound(SplitserveError):
     """The request names a model that is not served here."""
 
 
+class Unauthenticated(SplitserveError):
+    """The caller showed no API key, or one that this router does not know."""
+
+
+class PermissionDenied(SplitserveError):
+    """The caller's API key lacks the scope that the call needs."""
+
+
 class Overloaded(SplitserveError):
-    """The router's queue is full."""
+    """The router's queue is full, or the caller's API key is over a limit."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)

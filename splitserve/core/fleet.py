@@ -11,6 +11,7 @@ class Health(StrEnum):
 
     READY = "ready"
     SILENT = "silent"  # missed heartbeats, not yet given up
+    FAILING = "failing"  # asked for a token it made none
     DRAINING = "draining"
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from splitserve.core.request import SamplingParams
 
 OUTPUT_PENALTIES = ("presence_penalty", "frequency_penalty")  # they count output tokens, not the prompt's
-STATEFUL = frozenset({"seed", *OUTPUT_PENALTIES})  # SamplingParams fields whose effect depends on the output so far
+GRAMMAR = "structured_output"
+STATEFUL = frozenset({"seed", GRAMMAR, *OUTPUT_PENALTIES})  # SamplingParams fields that depend on the output so far
 
 
 @dataclass(frozen=True, slots=True)
 class SamplerState:
     """`output_tokens`: made so far. `fields`: those of STATEFUL that the request uses, once there is output. A seeded
-    generator has made one draw per output token."""
+    generator has made one draw per output token; a grammar has accepted them all."""
 
     output_tokens: int
     fields: tuple[str, ...]
@@ -26,7 +27,8 @@ class SamplerState:
     def of(cls, sampling: SamplingParams, output: Sequence[int]) -> "SamplerState":
         seeded = ("seed",) if sampling.seed is not None and sampling.temperature > 0 else ()
         penalties = tuple(name for name in OUTPUT_PENALTIES if getattr(sampling, name) != 0)
-        return cls(len(output), (*seeded, *penalties) if output else ())
+        grammar = (GRAMMAR,) if sampling.structured_output is not None else ()
+        return cls(len(output), (*seeded, *penalties, *grammar) if output else ())
 
     def lost_on(self, restores: Collection[str]) -> tuple[str, ...]:
         """The fields whose state is lost on an engine that can take up the state of `restores` alone."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from splitserve.core.request import FinishReason, Logprob, SamplingParams
+from splitserve.core.request import FinishReason, Logprob, SamplingParams, Tool, ToolCall, ToolChoice
 
 
 class Pool(StrEnum):
@@ -53,11 +53,12 @@ class KvPart:
 
 @dataclass(frozen=True, slots=True)
 class KvPeer:
-    """One rank's KV control channel. `uuid` is `rank_uuid`'s: one process start."""
+    """One rank's KV control channel. `uuid` is `rank_uuid`'s: one process start, and so is `public_key`."""
 
     uuid: str
     endpoint: str  # tcp://host:port
     part: KvPart
+    public_key: str = ""  # of CURVE, in Z85; empty: it has none
 
 
 def rank_uuid(worker: str, rank: int) -> str:
@@ -82,6 +83,7 @@ class WorkerInfo:
     pid: int = 0
     metrics_address: str = ""
     restores: tuple[str, ...] = ()  # sampling fields whose state a request can bring along: `core/sampler_state`
+    loras: tuple[str, ...] = ()  # names of the LoRA adapters that it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Load:
     pool: Pool
     draining: bool
     produced_tokens: int
+    routers: int = 1  # attached to the worker now, this one included
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +130,24 @@ class PrefillJob:
     ticket: Ticket
     deadline_s: float
     priority: int = 0
+    lora: str = ""
+    cache_salt: str = ""
+    traceparent: str = ""  # W3C Trace Context; empty: not traced
+
+
+@dataclass(frozen=True, slots=True)
+class Parse:
+    """A chat's output: reasoning and tool calls are told from text where the worker has parsers for them."""
+
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob:
     """Produce the tokens after `prompt` + `output`. `output` was already sent to the client (a request that goes on
     here): deltas start at index len(output). With a ticket, the KV of all these tokens but the last comes from its
-    source; without, compute it."""
+    source; without, compute it. `parse` None: the output is plain text. `sampling.n` is always 1."""
 
     job_id: str
     request_id: str
@@ -143,6 +157,10 @@ class DecodeJob:
     output: tuple[int, ...] = ()
     ticket: Ticket | None = None
     priority: int = 0
+    lora: str = ""
+    cache_salt: str = ""
+    traceparent: str = ""
+    parse: Parse | None = None
 
 
 Job = PrefillJob | DecodeJob
@@ -220,3 +238,6 @@ class Delta:
     text: str = ""
     logprobs: tuple[tuple[Logprob, ...], ...] = ()
     outcome: Outcome | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    prompt_logprobs: tuple[tuple[Logprob, ...], ...] = ()  # with the first token only

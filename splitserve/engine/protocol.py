@@ -9,6 +9,10 @@ from splitserve.core.worker import Delta, Job, KvCounts, KvFormat, KvPeer, Ticke
 OnDeltas = Callable[[Sequence[Delta]], None]
 OnTransfer = Callable[[TransferEnd], None]
 
+NO_TOOL_PARSER = "this worker has no tool parser; start it with engine: {tool_parser: ...}"
+NO_TOOLS = "asks for a call, but there are no tools; give some, or leave it out"
+NEEDS_NO_TICKET = "come from a decode that computes its prompt itself: send the job without a ticket"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
@@ -23,6 +27,7 @@ class EngineInfo:
     max_model_len: int
     max_batched_tokens: int
     restores: tuple[str, ...] = ()  # sampling fields whose state a decode can bring along: `core/sampler_state`
+    loras: tuple[str, ...] = ()  # names of the LoRA adapters that it has
 
 
 @dataclass(frozen=True, slots=True)

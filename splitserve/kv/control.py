@@ -5,15 +5,15 @@ takes. `connect`, `send` and `close` are called from one other thread: they enqu
 `on_news`, called on the control thread, which must not block. Not here: what a message means to a transfer
 (`ledger.py`).
 
+Where libzmq has CURVE nothing goes in the clear and nobody is let in who was not told of (`curve.py`).
+
 A peer has ended only when that is proven: its endpoint refuses connections, another worker answers there, or it said
 Goodbye. Messages for other workers, from unknown ones or unreadable are counted and dropped.
 """
 
-import ipaddress
 import logging
 import math
 import os
-import socket
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -25,6 +25,8 @@ import zmq
 from splitserve.core.config import KvTransferSettings
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import KvFormat, KvPeer
+from splitserve.kv.curve import Doorkeeper, fault_of_key, made_keys
+from splitserve.kv.host import numeric_host
 from splitserve.kv.layout import Shard, fault_of, format_difference
 from splitserve.kv.liveness import ASKS_PER_SILENCE, Health, Liveness, Need
 from splitserve.kv.messages import (
@@ -65,6 +67,7 @@ class _Requests:
     """What other threads want of the control thread."""
 
     connect: deque[KvPeer] = field(default_factory=deque)
+    expect: deque[KvPeer] = field(default_factory=deque)
     send: deque[tuple[str, Message]] = field(default_factory=deque)
     close: bool = False
 
@@ -92,10 +95,13 @@ class ControlChannel:
         self._peers: dict[str, _Peer] = {}
         self._ended: OrderedDict[str, str] = OrderedDict()
         self._requests = _Requests()
+        self._expected: set[str] = set()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="kv-control", daemon=True)
         self._context = zmq.Context(io_threads=1)
+        self._keys = made_keys()
+        self._doorkeeper = Doorkeeper(self._context, settings.peer_silent_s)
         self._inbox: zmq.Socket[bytes] = self._socket(zmq.PULL)
         self._endpoint = ""
         self.dropped: Counter[str] = Counter()
@@ -103,6 +109,8 @@ class ControlChannel:
     # The owner's thread -----------------------------------------------------------------------------------------------
     def start(self) -> KvPeer:
         """Binds and starts. Raises ConfigError naming the host when it can't be bound."""
+        if self._keys is not None:
+            self._keys.listen(self._inbox)
         try:
             self._inbox.bind(f"tcp://{self._host}:0")
         except zmq.ZMQError as error:
@@ -114,12 +122,20 @@ class ControlChannel:
         port = self._inbox.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0").rpartition(":")[2]
         self._endpoint = f"tcp://{self._host}:{port}"
         self._thread.start()
-        return KvPeer(self._uuid, self._endpoint, self._shard.part)
+        public_key = self._keys.public.decode() if self._keys is not None else ""
+        return KvPeer(self._uuid, self._endpoint, self._shard.part, public_key)
 
     def connect(self, peer: KvPeer) -> None:
         """Says Hello, if that was not done yet; tells anew what is known of the peer."""
         self._requests.connect.append(peer)
         self._wake_up()
+
+    def expect(self, peer: KvPeer) -> None:
+        """Lets it in when it says Hello; says none itself. Called by the thread that calls `connect`."""
+        if peer.uuid not in self._expected:
+            self._expected.add(peer.uuid)
+            self._requests.expect.append(peer)
+            self._wake_up()
 
     def send(self, recipient: str, message: Message) -> None:
         """To a connected worker. Dropped and counted when there is no such worker or its queue is full."""
@@ -159,6 +175,7 @@ class ControlChannel:
         poller = zmq.Poller()
         poller.register(self._inbox, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
+        poller.register(self._doorkeeper.socket, zmq.POLLIN)
         tick_s = self._settings.peer_silent_s / ASKS_PER_SILENCE / TICKS_PER_INTERVAL
         next_tick = time.monotonic()
         while not self._requests.close:
@@ -170,6 +187,8 @@ class ControlChannel:
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             self._serve_requests()
+            if self._doorkeeper.socket in ready:
+                self._doorkeeper.answer(time.monotonic())
             if self._inbox in ready:
                 self._receive_all()
 
@@ -182,9 +201,12 @@ class ControlChannel:
 
     def _release(self) -> None:
         self._inbox.close(0)
+        self._doorkeeper.close()
         self._context.term()
 
     def _serve_requests(self) -> None:
+        while self._requests.expect:
+            self._expect(self._requests.expect.popleft())
         while self._requests.connect:
             self._greet(self._requests.connect.popleft())
         while self._requests.send:
@@ -193,18 +215,20 @@ class ControlChannel:
     def _receive_all(self) -> None:
         for _ in range(QUEUED_MESSAGES):  # Then let liveness have its turn.
             try:
-                frame = self._inbox.recv(zmq.NOBLOCK)
+                frame = self._inbox.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             self._receive(frame)
 
-    def _receive(self, frame: bytes) -> None:
+    def _receive(self, frame: zmq.Frame) -> None:
         try:
-            sender, recipient, message = self._codec.decode(frame)
+            sender, recipient, message = self._codec.decode(frame.bytes)
         except Malformed as error:
             self.dropped[error.kind] += 1
             return
-        if isinstance(message, Hello):
+        if self._keys is not None and frame.get("User-Id") != sender:
+            self.dropped["in another worker's name"] += 1
+        elif isinstance(message, Hello):
             self._on_hello(sender, recipient, message)
         elif recipient != self._uuid:
             self.dropped["for another worker"] += 1
@@ -214,7 +238,12 @@ class ControlChannel:
             self._on_message(sender, message)
 
     # Greeting --------------------------------------------------------------------------------------------------------
+    def _expect(self, peer: KvPeer) -> None:
+        if peer.uuid not in self._ended and not fault_of_key(peer, self._keys):
+            self._doorkeeper.trust(peer)
+
     def _greet(self, peer: KvPeer) -> None:
+        self._expect(peer)
         known = self._peers.get(peer.uuid)
         if peer.uuid in self._ended:
             self._on_news(PeerEnded(peer.uuid, self._ended[peer.uuid]))
@@ -229,7 +258,12 @@ class ControlChannel:
 
     def _meet(self, peer: KvPeer) -> None:
         """A new peer: Hello at once, and a probe that proves quickly when nobody is there."""
+        if fault := fault_of_key(peer, self._keys):
+            self._on_news(PeerRefused(peer.uuid, fault))
+            return
         outbox = self._socket(zmq.PUSH)
+        if self._keys is not None:
+            self._keys.dial(outbox, peer)
         try:
             outbox.connect(peer.endpoint)
         except zmq.ZMQError as error:
@@ -243,12 +277,13 @@ class ControlChannel:
         self._send(peer.uuid, self._hello())
 
     def _on_hello(self, sender: str, recipient: str, hello: Hello) -> None:
-        self._replace(sender, hello.endpoint)
+        peer = self._doorkeeper.known(sender) or KvPeer(sender, hello.endpoint, hello.shard.part)
+        self._replace(sender, peer.endpoint)
         if sender in self._ended or sender == self._uuid:
             self.dropped["hello of an ended worker"] += 1
             return
         if sender not in self._peers:
-            self._meet(KvPeer(sender, hello.endpoint, hello.shard.part))
+            self._meet(peer)
         if sender in self._peers:
             fault = format_difference(self._kv, hello.kv) or fault_of(hello.shard, hello.kv)
             self._send(sender, HelloReply(recipient, self._kv, self._shard, self._address, fault))
@@ -303,6 +338,7 @@ class ControlChannel:
             self._on_news(Received(sender, message))
 
     def _tick(self, now: float) -> None:
+        self._doorkeeper.forget_gone(now)
         for peer in list(self._peers.values()):
             if peer.probe is not None and self._proves_the_end(peer):
                 self._peer_ended(peer.peer.uuid, "its endpoint refuses connections")
@@ -334,6 +370,7 @@ class ControlChannel:
         if peer is None:
             return
         _close(peer, 0)
+        self._doorkeeper.forget(uuid)
         self._ended[uuid] = proof
         while len(self._ended) > REMEMBERED_ENDED:
             self._ended.popitem(last=False)
@@ -352,32 +389,16 @@ class ControlChannel:
             self.dropped[f"own {error.kind}"] += 1
 
     def _socket(self, kind: int) -> "zmq.Socket[bytes]":
-        """The one place that makes sockets, so that CURVE has one place to go."""
+        """The one place that makes sockets to and from peers; what CURVE needs is set by `_meet` and `start`."""
         made: zmq.Socket[bytes] = self._context.socket(kind)
         made.setsockopt(zmq.LINGER, 0)
         made.setsockopt(zmq.IPV6, 1)
+        made.setsockopt(zmq.HANDSHAKE_IVL, math.ceil(self._settings.peer_silent_s * 1000))
         made.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES)
         made.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
         # Twice the limit, so that a message a little too long is counted here rather than cutting the connection.
         made.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_MESSAGE_BYTES)
         return made
-
-
-def is_loopback(host: str) -> bool:
-    """Raises ConfigError like `numeric_host`."""
-    return ipaddress.ip_address(numeric_host(host).strip("[]")).is_loopback
-
-
-def numeric_host(host: str) -> str:
-    """The address to bind, as ZeroMQ wants it. Raises ConfigError for one that peers could not reach."""
-    try:
-        address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
-    except OSError as error:
-        raise ConfigError("kv_transfer.host", f"can't resolve {host!r}: {error.strerror}") from error
-    parsed = ipaddress.ip_address(str(address).partition("%")[0])
-    if parsed.is_unspecified:
-        raise ConfigError("kv_transfer.host", f"{host!r} is no address that peers can reach; name this machine's own")
-    return f"[{address}]" if parsed.version == 6 else str(address)
 
 
 def _close(peer: _Peer, linger_ms: int) -> None:

@@ -22,7 +22,7 @@ from splitserve.kv.messages import Cancel, Cancelled, Done, Failed, Message, Pro
 from splitserve.kv.news import ChannelBroke, News, PeerEnded, PeerRefused, PeerSilent, PeerUp, Received
 from splitserve.kv.outlet import Outlet
 from splitserve.kv.source import SourceSide
-from splitserve.kv.ticket import Counters, OnEvent, Table
+from splitserve.kv.ticket import Counters, Offer, OnEvent, Table
 from splitserve.kv.transport import Fence, Transport, TransportError
 
 _log = logging.getLogger(__name__)
@@ -109,6 +109,12 @@ class TransferLoop:
             self._inbox.wait(self._pause_s(time.monotonic()))
         self._inbox.close()
         self._end()
+
+    def offer(self, offer: Offer, now: float) -> None:
+        """A command: the destination's ranks may say Hello from now on, if nobody introduced them before."""
+        for peer in offer.destination:
+            self.control.expect(peer)
+        self.source.offer(offer, now)
 
     def stop(self, now: float) -> None:
         """A command: ends every transfer, then the loop."""

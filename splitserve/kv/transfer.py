@@ -74,7 +74,7 @@ class TransferService:
     # Source side -----------------------------------------------------------------------------------------------------
     def offer(self, offer: Offer) -> None:
         """A prefill was accepted. Its claim may have come already, or come later within the lease."""
-        self._do(lambda now: self._running.source.offer(offer, now))
+        self._do(lambda now: self._running.offer(offer, now))
 
     def computing(
         self, key: TransferKey, tables: Sequence[Sequence[int]], tokens: int, fence: Fence | None = None

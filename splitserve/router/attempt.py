@@ -10,21 +10,32 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from types import TracebackType
 from typing import Self
 
 from splitserve.core.deadline import Deadline
-from splitserve.core.errors import DeadlineExceeded, EngineError, InvalidRequest, SplitserveError, Unavailable
+from splitserve.core.errors import (
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    Overloaded,
+    SplitserveError,
+    Unavailable,
+)
 from splitserve.core.request import SamplingParams
-from splitserve.core.worker import DecodeJob, Delta, Failure, KvMode, Outcome, PrefillJob, Ticket, WorkerInfo
+from splitserve.core.worker import DecodeJob, Delta, Failure, KvMode, Outcome, Parse, PrefillJob, Ticket, WorkerInfo
+from splitserve.router.alarm import Alarm
 from splitserve.router.departure import Decoding, Departure
-from splitserve.router.mailbox import Event, Lost, Mailbox, Order
+from splitserve.router.mailbox import Event, Lost, Mailbox, Order, Overfull
 from splitserve.router.membership import Membership
 from splitserve.router.move import Move, Moved
 from splitserve.router.output import Output
 from splitserve.router.timing import Stopwatch
 from splitserve.router.waiting import Binding, WaitingRequests
 
+SLOW_CLIENT = "slow_client"  # a setback that is nobody's fault but the client's
+_READ_ON_S = 1.0
 _SETTLE_S = 0.5  # The first tokens may be out before the prefill worker has said how much KV it moved.
 
 _ERRORS: Mapping[Failure, type[SplitserveError]] = {
@@ -38,7 +49,7 @@ _ERRORS: Mapping[Failure, type[SplitserveError]] = {
 
 class Setback(Exception):
     """The attempt failed, the request need not. `worker` is the uuid of the one at fault, if any; `silent` says that it
-    must not get this request again; a full worker is nobody's fault."""
+    must not get this request again; a full worker is nobody's fault, a slow client no worker's."""
 
     def __init__(self, reason: str, error: SplitserveError, worker: str | None, *, silent: bool = False) -> None:
         super().__init__(str(error))
@@ -49,12 +60,13 @@ class Setback(Exception):
 
     @property
     def counts(self) -> bool:
-        return self.reason != Failure.NOT_NOW.value
+        return self.reason not in (Failure.NOT_NOW.value, SLOW_CLIENT)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be done, the same for every attempt but for `epoch`. `flush` sends what the output holds unsent."""
+    """What is to be done, the same for every attempt but for `epoch`. `flush` sends what the output holds unsent;
+    `most_unsent` tokens may wait for it."""
 
     request_id: str
     prompt: tuple[int, ...]
@@ -67,6 +79,11 @@ class Work:
     output: Output
     stopwatch: Stopwatch
     flush: Callable[[], Awaitable[None]]
+    most_unsent: float = inf
+    lora: str = ""
+    cache_salt: str = ""
+    traceparent: str = ""
+    parse: Parse | None = None
 
 
 class MovedOn(Exception):
@@ -95,9 +112,10 @@ class Attempt:
         self._arriving = arriving
         self._departure: Departure | None = None
         self._departures = 0
-        self._mailbox = Mailbox()
+        self._mailbox = Mailbox(work.most_unsent, self._stop_for_client)
         self._prefilling = binding.prefill is not None
         self._has_tokens = False
+        self._flushing = False
         self._sign_at = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -106,8 +124,7 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._membership.cancel(self._binding.decode_job_id)
-        self._membership.cancel(self._binding.prefill_job_id)
+        self._cancel_jobs()
         reason = f"it is tried elsewhere: {error}" if isinstance(error, Setback) else "it ended before it had moved"
         for event in self._mailbox.left():
             if isinstance(event, Order):
@@ -120,9 +137,14 @@ class Attempt:
     async def run(self) -> None:
         """Returns when the output is finished. Raises Setback, MovedOn, or InvalidRequest if a worker finds fault with
         the request itself."""
-        self._dispatch()
-        while self._work.output.finish_reason is None:
-            await self._take(await self._events())
+        with Alarm(lambda: self._watched()[1], self._mailbox.ring, self._work.inter_token_deadline_s):
+            self._dispatch()
+            while self._work.output.finish_reason is None:
+                events = await self._mailbox.take()
+                if events:
+                    await self._take(events)
+                else:
+                    self._check_silence()
         await self._settle()
 
     def move(self, move: Move) -> None:
@@ -153,6 +175,10 @@ class Attempt:
             if self._binding.prefill is not None
             else self._binding.takeover,
             priority=work.priority,
+            lora=work.lora,
+            cache_salt=work.cache_salt,
+            traceparent=work.traceparent,
+            parse=work.parse,
         )
         self._membership.send(self._binding.decode.uuid, job, self._mailbox)
 
@@ -165,6 +191,9 @@ class Attempt:
             ticket=self._ticket(prefill, b""),
             deadline_s=work.deadline.remaining_s,
             priority=work.priority,
+            lora=work.lora,
+            cache_salt=work.cache_salt,
+            traceparent=work.traceparent,
         )
         self._membership.send(prefill.uuid, job, self._mailbox)
 
@@ -189,7 +218,9 @@ class Attempt:
             setback = error
             self._mailbox.put_back(coming)
         if setback is not None or self._work.output.finish_reason is None:
+            self._flushing = True
             await self._work.flush()
+            self._flushing = False
         if setback is not None:
             raise setback
 
@@ -197,6 +228,8 @@ class Attempt:
         decodes = event.job_id == self._binding.decode_job_id
         if isinstance(event, Order):
             self._depart(event.move)
+        elif isinstance(event, Overfull):
+            raise Setback(SLOW_CLIENT, Overloaded("the client reads too slowly", _READ_ON_S), None)
         elif self._departure is not None and event.job_id == self._departure.copy_job_id:
             self._on_copy(event, self._departure)
         elif isinstance(event, Lost):
@@ -277,6 +310,8 @@ class Attempt:
             deadline_s=work.deadline.remaining_s,
             priority=work.priority,
             name=f"{work.transfer_id}/{work.epoch}/move-{self._departures}",
+            lora=work.lora,
+            cache_salt=work.cache_salt,
         )
         self._departure = Departure(move, decoding, self._waiting, self._membership)
         self._stays(self._departure.start(self._mailbox))
@@ -311,16 +346,22 @@ class Attempt:
         stall_s = now - self._work.stopwatch.last_token_at
         arriving.move.done(Moved(arriving.source.name, self._binding.decode.name, stall_s))
 
+    # A client that does not read ---------------------------------------------------------------------------------
+    def _stop_for_client(self) -> None:
+        """Whatever the workers have made since the client took something would have to be kept: they are to stop."""
+        if self._flushing:
+            self._cancel_jobs()
+            self._mailbox.put(Overfull())
+
+    def _cancel_jobs(self) -> None:
+        self._membership.cancel(self._binding.decode_job_id)
+        self._membership.cancel(self._binding.prefill_job_id)
+
     # Time --------------------------------------------------------------------------------------------------------
-    async def _events(self) -> list[Event]:
-        while True:
-            worker, silent_at = self._watched()
-            try:
-                async with asyncio.timeout(silent_at - time.monotonic()):
-                    return await self._mailbox.take()
-            except TimeoutError as error:
-                if self._watched()[1] <= time.monotonic():
-                    raise self._silence(worker) from error
+    def _check_silence(self) -> None:
+        worker, silent_at = self._watched()
+        if silent_at <= time.monotonic():
+            raise self._silence(worker)
 
     def _watched(self) -> tuple[WorkerInfo, float]:
         """The worker whose turn it is, and when it counts as silent: long prompts may keep one busy, but a busy worker

@@ -36,6 +36,8 @@ class Decoding:
     deadline_s: float
     priority: int
     name: str
+    lora: str = ""
+    cache_salt: str = ""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -67,6 +69,8 @@ class Departure:
             return refusal
         target = self.binding.decode
         refusal = migration_refusal(decoding.sampling, decoding.output, target.restores)
+        if decoding.lora and decoding.lora not in target.loras:
+            refusal = f"worker {target.name} does not have the LoRA adapter {decoding.lora!r}"
         if refusal or self._copy(target, mailbox):
             return refusal
         return self.stop(len(decoding.tokens))
@@ -129,6 +133,8 @@ class Departure:
                 deadline_s=decoding.deadline_s,
                 ticket=ticket,
                 priority=decoding.priority,
+                lora=decoding.lora,
+                cache_salt=decoding.cache_salt,
             )
             self._membership.send(target.uuid, job, mailbox)
             self._membership.hand_over(decoding.job_id, ticket, at_end=False)

@@ -1,23 +1,26 @@
 """The life of one request, top to bottom: checked, tokenised, waiting, dispatched, streamed, finished.
 
-A `Journey` belongs to the task of its gRPC call; it awaits, and holds nothing that is not given back by a `with`. It
-does not choose workers (`routing/policy` does, through `waiting`) and does not know the wire. Whatever fails on the way
-is a `Setback`: the next attempt avoids the worker at fault and takes up where the client's tokens end. What that keeps
-exact is in `resume`.
+A `Journey` belongs to the task of its call, and makes one output (`choices` has several). It awaits, and holds nothing
+that is not given back by a `with`. It does not choose workers (`routing/policy` does, through `waiting`) and does not
+know the wire. Whatever fails on the way is a `Setback`: the next attempt avoids the worker at fault and takes up where
+the client's tokens end. What that keeps exact is in `resume`. A client that does not read has its request stopped, by
+way of a setback too: it is resumed once the client reads on.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import inf
 from uuid import uuid4
 
 from splitserve.core.config import RouterConfig
 from splitserve.core.deadline import Deadline
-from splitserve.core.errors import DeadlineExceeded, SplitserveError
+from splitserve.core.errors import DeadlineExceeded, Overloaded, SplitserveError
 from splitserve.core.model import ModelInfo
-from splitserve.core.request import ChatMessage, Chunk, GenerateRequest, Usage
-from splitserve.core.worker import Failure
+from splitserve.core.request import Chat, Chunk, GenerateRequest, Usage
+from splitserve.core.worker import Failure, Parse
+from splitserve.router.alarm import Alarm
 from splitserve.router.attempt import Attempt, MovedOn, Setback, Work
 from splitserve.router.departure import Departure
 from splitserve.router.membership import Membership
@@ -29,9 +32,11 @@ from splitserve.router.timing import Stopwatch
 from splitserve.router.validate import Limits, check_prompt, check_request
 from splitserve.router.waiting import Ask, Binding, WaitingRequests
 from splitserve.routing.policy import Need
+from splitserve.telemetry.logs import Logger
 from splitserve.telemetry.metrics import RouterMetrics
 
 _MOST_BROKEN_ENGINES = 2  # a request that breaks engines must not go through the whole fleet
+_RETRY_SLOW_CLIENT_S = 1.0
 
 Send = Callable[[Chunk], Awaitable[None]]
 
@@ -46,6 +51,22 @@ class Surroundings:
     membership: Membership
     waiting: WaitingRequests
     metrics: RouterMetrics
+    logger: Logger = field(default_factory=lambda: Logger("router"))
+
+    @property
+    def limits(self) -> Limits:
+        """Of what the fleet can serve now."""
+        model, fleet = self.model, self.membership
+        most = fleet.token_limit or model.max_position_embeddings
+        return Limits(model.name, model.vocab_size, most, fleet.loras, self.config.limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a call allows all of a request's journeys: until when, and who is told of tokens as they are known."""
+
+    deadline: Deadline
+    charge: Callable[[int], None] = lambda tokens: None
 
 
 @dataclass(slots=True)
@@ -68,42 +89,70 @@ class _Blame:
             self.exclude |= {setback.worker}
 
 
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """What a journey starts with that makes another output for a prompt that has been read: `beside` is the worker that
+    has its KV. `request.sampling` is this output's own, `max_tokens` filled in."""
+
+    choice: int
+    beside: str
+    prompt: tuple[int, ...]
+    arrived_at: float
+
+
 class Journey:
-    """`request.request_id` is set. `send` is awaited for every chunk, one at a time. `time_left_s` is what the caller
-    allows, if that is less than the request's deadline."""
+    """`request.request_id` is set, `request.sampling.n` does not count. `send` is awaited for every chunk, one at a
+    time."""
 
     def __init__(
-        self, request: GenerateRequest, send: Send, around: Surroundings, time_left_s: float | None = None
+        self, request: GenerateRequest, send: Send, around: Surroundings, terms: Terms, sibling: Sibling | None = None
     ) -> None:
-        allowed_s = (request.deadline_s or around.config.deadline_s, time_left_s)
         self._request = request
-        self._deadline = Deadline.after(min(s for s in allowed_s if s is not None))
+        self._terms = terms
         self._send = send
         self._around = around
+        self._sibling = sibling
         self._transfer_id = uuid4().hex
-        self._output = Output()
-        self._stopwatch = Stopwatch(arrived_at=time.monotonic())
+        self._output = Output(request.output, sibling.choice if sibling is not None else 0)
+        self._stopwatch = Stopwatch(arrived_at=sibling.arrived_at if sibling is not None else time.monotonic())
         self._blame = _Blame()
         self._attempt: Attempt | None = None
-        self._prompt: tuple[int, ...] = ()
+        self._decode_worker = ""
+        self._sending_since = inf
+        self._stalled = False
+        self.prompt: tuple[int, ...] = sibling.prompt if sibling is not None else ()
         self._sampling = request.sampling
 
     async def travel(self) -> Chunk:
         """Returns the last chunk, sent like the others. Raises a SplitserveError in every other ending."""
-        limits = self._limits()
-        check_request(self._request, limits)
+        limits = self._around.limits
+        if self._sibling is None:
+            self._request = check_request(self._request, limits)
+        stall_s = self._around.config.limits.client_stall_s
         try:
-            async with asyncio.timeout(self._deadline.remaining_s):
-                self._prompt = await self._token_ids()
-                self._sampling = check_prompt(self._request, self._prompt, limits)
-                while self._output.finish_reason is None:
-                    async with self._around.waiting.bound(self._ask()) as binding:
-                        departure = await self._try(binding, None)
-                    while departure is not None and departure.binding is not None:
-                        departure = await self._try(departure.binding, departure)
-                return await self._finish()
+            async with asyncio.timeout(self._terms.deadline.remaining_s) as time_left:
+                with Alarm(lambda: self._sending_since + stall_s, lambda: self._stall(time_left), stall_s):
+                    if self._sibling is None:
+                        await self._read(limits)
+                    while self._output.finish_reason is None:
+                        async with self._around.waiting.bound(self._ask()) as binding:
+                            departure = await self._try(binding, None)
+                        while departure is not None and departure.binding is not None:
+                            departure = await self._try(departure.binding, departure)
+                    return await self._finish()
         except TimeoutError as error:
-            raise self._too_late() from error
+            raise (self._too_slow() if self._stalled else self._too_late()) from error
+        finally:
+            self._terms.charge(len(self._output.token_ids) - len(self._request.output))
+
+    def sibling(self, choice: int, send: Send) -> "Journey":
+        """Another output of this one's prompt, whose KV is at this one's decode worker now. Its seed is its own, as in
+        vLLM: the request's plus `choice`."""
+        sampling = replace(self._sampling, prompt_logprobs=None)
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + choice)
+        known = Sibling(choice, self._decode_worker, self.prompt, self._stopwatch.arrived_at)
+        return Journey(replace(self._request, sampling=sampling), send, self._around, self._terms, known)
 
     def move(self, move: Move) -> None:
         """Takes the request to another decode worker; `move` hears what became of it."""
@@ -119,6 +168,7 @@ class Journey:
 
     async def _try(self, binding: Binding, arriving: Departure | None) -> Departure | None:
         """One attempt. Returns the departure if the request is to go on at another worker."""
+        self._decode_worker = binding.decode.uuid
         self._stopwatch.bound(binding, moved=arriving is not None)
         around = self._around
         try:
@@ -136,44 +186,57 @@ class Journey:
         """Finishes, goes on to the next attempt, or raises what the client is told."""
         self._around.metrics.attempt_failed(setback.reason)
         self._blame.take(setback)
-        output = self._output.token_ids
-        self._output.finish_reason = finished_already(self._sampling, output, self._around.model.eos_token_ids)
+        if setback.worker is not None and (setback.silent or setback.reason == Failure.ENGINE.value):
+            self._around.membership.suspect(setback.worker)
+        log = self._around.logger.info if setback.counts else self._around.logger.debug
+        log("attempt failed", reason=setback.reason, sentence=str(setback), tokens=len(self._output.token_ids))
+        self._note_end()
         if self._output.finish_reason is not None:
             return
         most = self._around.config.max_attempts
         if self._blame.failures >= most or self._blame.broken_engines >= min(most, _MOST_BROKEN_ENGINES):
             raise setback.error
-        if output and setback.counts:
+        if self._output.token_ids and setback.counts:
             self._around.metrics.resumed()
 
+    def _note_end(self) -> None:
+        """The output may have its end though no worker is there to say so."""
+        eos = self._around.model.eos_token_ids
+        self._output.finish_reason = finished_already(self._sampling, self._output.token_ids, eos)
+
     async def _finish(self) -> Chunk:
-        usage = Usage(len(self._prompt), len(self._output.token_ids))
+        usage = Usage(len(self.prompt), len(self._output.token_ids))
         chunk = replace(
             self._output.take_chunk(self._request.request_id),
             finish_reason=self._output.finish_reason,
             usage=usage,
-            timings=self._stopwatch.timings(usage.output_tokens),
+            timings=self._stopwatch.timings(usage.output_tokens) if self._stopwatch.routes else None,
         )
-        await self._send(chunk)
+        await self._sent(chunk)
         return chunk
 
     # -------------------------------------------------------------------------------------------------------------
-    def _limits(self) -> Limits:
-        model = self._around.model
-        fleet_limit = self._around.membership.token_limit
-        return Limits(model.name, model.vocab_size, fleet_limit or model.max_position_embeddings)
-
-    async def _token_ids(self) -> tuple[int, ...]:
+    async def _read(self, limits: Limits) -> None:
+        """What the prompt is to the model, and what is left to generate: nothing, for an output that has its end."""
         prompt = self._request.prompt
-        if isinstance(prompt, str):
-            return await self._around.text.token_ids(prompt)
-        said = tuple(part for part in prompt if isinstance(part, ChatMessage))
-        return await self._around.text.token_ids(said) if said else tuple(t for t in prompt if isinstance(t, int))
+        if isinstance(prompt, str | Chat):
+            prompt = await self._around.text.token_ids(prompt, limits.prompt_tokens)
+        self.prompt = prompt
+        self._terms.charge(len(prompt))
+        self._sampling = replace(check_prompt(self._request, prompt, limits), n=1)
+        self._note_end()
 
     def _ask(self) -> Ask:
         """Jobs are not named by the request id: a client may use it again, here or at another router."""
         return Ask(
-            need=Need(len(self._prompt) + len(self._output.token_ids), self._blame.avoid, self._blame.exclude),
+            need=Need(
+                tokens=len(self.prompt) + len(self._output.token_ids),
+                avoid=self._blame.avoid,
+                exclude=self._blame.exclude,
+                alone=self._wants_prompt_logprobs,
+                beside=self._sibling.beside if self._sibling is not None and self._blame.last is None else "",
+                lora=self._request.lora,
+            ),
             job_prefix=f"{self._transfer_id}/{self._stopwatch.routes + 1}",
             priority=self._request.priority,
             arrived_at=self._stopwatch.arrived_at,
@@ -181,24 +244,50 @@ class Journey:
         )
 
     def _work(self) -> Work:
-        patience_s = self._request.inter_token_deadline_s
+        patience_s, prompt = self._request.inter_token_deadline_s, self._request.prompt
         return Work(
             request_id=self._request.request_id,
-            prompt=self._prompt,
-            sampling=self._sampling,
+            prompt=self.prompt,
+            sampling=self._sampling if self._wants_prompt_logprobs else replace(self._sampling, prompt_logprobs=None),
             priority=self._request.priority,
-            deadline=self._deadline,
+            deadline=self._terms.deadline,
             inter_token_deadline_s=patience_s or self._around.config.inter_token_deadline_s,
             transfer_id=self._transfer_id,
             epoch=self._stopwatch.routes,
             output=self._output,
             stopwatch=self._stopwatch,
             flush=self._flush,
+            most_unsent=self._around.config.limits.client_buffer_tokens,
+            lora=self._request.lora,
+            cache_salt=self._request.cache_salt,
+            parse=Parse(prompt.tools, prompt.tool_choice) if isinstance(prompt, Chat) else None,
         )
 
+    @property
+    def _wants_prompt_logprobs(self) -> bool:
+        """vLLM skips KV from elsewhere for them. Once they are out the request may go on like any other."""
+        return self._sampling.prompt_logprobs is not None and len(self._output.token_ids) == len(self._request.output)
+
+    # The client --------------------------------------------------------------------------------------------------
     async def _flush(self) -> None:
         if self._output.has_unsent:
-            await self._send(self._output.take_chunk(self._request.request_id))
+            await self._sent(self._output.take_chunk(self._request.request_id))
+
+    async def _sent(self, chunk: Chunk) -> None:
+        self._sending_since = time.monotonic()
+        await self._send(chunk)
+        self._sending_since = inf
+
+    def _stall(self, time_left: asyncio.Timeout) -> None:
+        """The client takes nothing: the request's time is over."""
+        self._stalled = True
+        time_left.reschedule(asyncio.get_running_loop().time())
+
+    def _too_slow(self) -> Overloaded:
+        sentence = (
+            f"the client took nothing for {self._around.config.limits.client_stall_s:g} s; read the stream faster"
+        )
+        return Overloaded(sentence, _RETRY_SLOW_CLIENT_S)
 
     def _too_late(self) -> DeadlineExceeded:
         count, last = len(self._output.token_ids), self._blame.last

@@ -5,8 +5,9 @@ Filled by `membership` and `journey`, emptied by the one journey that waits, bot
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import inf
 
 from splitserve.core.worker import Delta
 from splitserve.router.move import Move
@@ -28,17 +29,33 @@ class Order:
     job_id: str = ""
 
 
-Event = Delta | Lost | Order
+@dataclass(frozen=True, slots=True)
+class Overfull:
+    """The client reads so slowly that the jobs were stopped; no delta follows."""
+
+    job_id: str = ""
+
+
+Event = Delta | Lost | Order | Overfull
 
 
 class Mailbox:
-    def __init__(self) -> None:
+    """`most_tokens`: beyond it `on_overfull` is called, once for each delta."""
+
+    def __init__(self, most_tokens: float = inf, on_overfull: Callable[[], None] = lambda: None) -> None:
+        self._most_tokens = most_tokens
+        self._on_overfull = on_overfull
         self._events: list[Event] = []
-        self._filled = asyncio.Event()
+        self._tokens = 0
+        self._reader: asyncio.Future[None] | None = None
 
     def put(self, event: Event) -> None:
         self._events.append(event)
-        self._filled.set()
+        self.ring()
+        if isinstance(event, Delta):
+            self._tokens += len(event.token_ids)
+            if self._tokens > self._most_tokens:
+                self._on_overfull()
 
     def put_back(self, events: Iterable[Event]) -> None:
         """Taken, but not looked at."""
@@ -46,12 +63,18 @@ class Mailbox:
 
     def left(self) -> list[Event]:
         """What nobody has taken, or was put back."""
-        events, self._events = self._events, []
+        events, self._events, self._tokens = self._events, [], 0
         return events
 
+    def ring(self) -> None:
+        """Whoever waits is to look up, whether or not there is an event."""
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
     async def take(self) -> list[Event]:
-        """Waits for an event, returns all there are: whatever came while the last ones were sent goes out together."""
-        await self._filled.wait()
-        self._filled.clear()
-        events, self._events = self._events, []
-        return events
+        """Waits for an event, returns all there are: whatever came while the last ones were sent goes out together.
+        None, if it was rung."""
+        if not self._events:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        return self.left()

@@ -7,15 +7,17 @@ retries nothing (`router/journey`).
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from splitserve.core.errors import JoinRefused, UnknownWorker
 from splitserve.core.fleet import Health, WorkerStatus
-from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Pool, Ticket, WorkerInfo
+from splitserve.core.worker import DecodeJob, Delta, Failure, Job, KvPeer, Load, Pool, Ticket, WorkerInfo
 from splitserve.kv.layout import differing_field
 from splitserve.router.mailbox import Lost, Mailbox
 from splitserve.routing.fleet import Fleet
+from splitserve.routing.promise import Promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Membership:
         self._clock = clock
         self._attachments: dict[str, Attachment] = {}
         self._sent: dict[str, _Sent] = {}
+        self._suspected_at: dict[str, float] = {}
 
     # Workers -----------------------------------------------------------------------------------------------------
     def join(self, info: WorkerInfo) -> Attachment:
@@ -105,6 +108,7 @@ class Membership:
         if attachment is None:
             return
         self._fleet.leave(uuid)
+        self._suspected_at.pop(uuid, None)
         for job_id in [job_id for job_id, sent in self._sent.items() if sent.worker == uuid]:
             _tell(self._sent.pop(job_id), Lost(job_id, reason))
         attachment.gone_reason = reason
@@ -165,6 +169,40 @@ class Membership:
         """When the worker last did anything for any request, on the clock given; -inf if it is gone."""
         return self._fleet.active_at(uuid)
 
+    # Probes ------------------------------------------------------------------------------------------------------
+    def probed(self) -> tuple[WorkerInfo, ...]:
+        """Workers that can be asked whether they still make tokens."""
+        return tuple(each.worker for each in self.statuses() if each.health in (Health.READY, Health.FAILING))
+
+    def suspect(self, uuid: str) -> None:
+        """A request failed there by the worker's own fault."""
+        if uuid in self._fleet:
+            self._suspected_at[uuid] = self._clock()
+
+    def suspected_at(self, uuid: str) -> float:
+        return self._suspected_at.get(uuid, float("-inf"))
+
+    @contextmanager
+    def asked(self, uuid: str, job: DecodeJob, mailbox: Mailbox) -> Iterator[None]:
+        """Sends a job that nobody has promised, and cancels it if it has not ended when the block is left."""
+        if uuid in self._fleet:
+            self._fleet.promise(uuid, job.job_id, Promise(Pool.DECODE, len(job.prompt)))
+        self.send(uuid, job, mailbox)
+        try:
+            yield
+        finally:
+            self.cancel(job.job_id)
+
+    def is_failing(self, uuid: str) -> bool:
+        return uuid in self._fleet and self._fleet.status(uuid, self._clock()).health is Health.FAILING
+
+    def set_failing(self, uuid: str, *, failing: bool) -> bool:
+        """Returns whether that is new."""
+        changed = self._fleet.set_failing(uuid, failing)
+        if changed:
+            self._changed()
+        return changed
+
     # Operators ---------------------------------------------------------------------------------------------------
     def drain(self, name_or_uuid: str) -> Attachment:
         """No new jobs for this worker; its attachment tells when it has left. Raises UnknownWorker."""
@@ -204,6 +242,11 @@ class Membership:
     def token_limit(self) -> int | None:
         """Longest prompt and output together that every worker can hold, in tokens; None without workers."""
         return min((_token_limit(worker) for worker in self._fleet.workers), default=None)
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters that some worker has."""
+        return tuple(sorted({name for worker in self._fleet.workers for name in worker.loras}))
 
     # -------------------------------------------------------------------------------------------------------------
     def _named(self, name_or_uuid: str) -> Attachment:

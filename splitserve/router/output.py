@@ -1,30 +1,25 @@
 """What of one request's output is known: each token once and in order, whatever worker it came from. No I/O."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import TypeVar
 
 from splitserve.core.errors import EngineError
-from splitserve.core.request import Chunk, FinishReason, Logprob
+from splitserve.core.request import Chunk, FinishReason
 from splitserve.core.worker import Delta
 
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """New tokens of one delta; `index` is the position of the first."""
-
-    index: int
-    token_ids: tuple[int, ...]
-    text: str
-    logprobs: tuple[tuple[Logprob, ...], ...]
+T = TypeVar("T")
 
 
 class Output:
-    """All tokens so far, and those of them that wait to be sent."""
+    """All tokens so far, and the deltas of them that wait to be sent. It may begin with tokens that an earlier stream
+    has sent; `choice` is which of a request's outputs this is."""
 
-    def __init__(self) -> None:
-        self.token_ids: list[int] = []
+    def __init__(self, token_ids: Sequence[int] = (), choice: int = 0) -> None:
+        self.token_ids: list[int] = list(token_ids)
         self.finish_reason: FinishReason | None = None
-        self._unsent: list[Piece] = []
+        self._choice = choice
+        self._unsent: list[Delta] = []
 
     def accept(self, delta: Delta) -> int:
         """Returns how many of the delta's tokens are new. Raises EngineError for a gap or a partial repetition: the
@@ -36,9 +31,9 @@ class Output:
             if delta.index + len(delta.token_ids) > known:
                 raise EngineError(f"a worker repeated output tokens {delta.index} to {known - 1} within new ones")
             return 0
-        if delta.token_ids or delta.text:
+        if delta.token_ids or delta.text or delta.reasoning or delta.tool_calls:
             self.token_ids.extend(delta.token_ids)
-            self._unsent.append(Piece(known, delta.token_ids, delta.text, delta.logprobs))
+            self._unsent.append(delta)
         return len(delta.token_ids)
 
     @property
@@ -47,18 +42,23 @@ class Output:
 
     def take_chunk(self, request_id: str) -> Chunk:
         """What waits to be sent, as one chunk; empty at the end of the output if nothing does."""
-        pieces, self._unsent = self._unsent, []
-        return _merged(request_id, pieces, len(self.token_ids))
+        deltas, self._unsent = self._unsent, []
+        if not deltas:
+            return Chunk(request_id, len(self.token_ids), (), "", choice=self._choice)
+        first = deltas[0]
+        rest = deltas[1:]
+        return Chunk(
+            request_id=request_id,
+            index=first.index,
+            token_ids=_joined([delta.token_ids for delta in deltas]) if rest else first.token_ids,
+            text="".join([delta.text for delta in deltas]) if rest else first.text,
+            logprobs=_joined([delta.logprobs for delta in deltas]) if rest else first.logprobs,
+            choice=self._choice,
+            reasoning="".join([delta.reasoning for delta in deltas]) if rest else first.reasoning,
+            tool_calls=_joined([delta.tool_calls for delta in deltas]) if rest else first.tool_calls,
+            prompt_logprobs=first.prompt_logprobs,
+        )
 
 
-def _merged(request_id: str, pieces: Sequence[Piece], end: int) -> Chunk:
-    if len(pieces) == 1:  # the common case
-        piece = pieces[0]
-        return Chunk(request_id, piece.index, piece.token_ids, piece.text, piece.logprobs)
-    return Chunk(
-        request_id=request_id,
-        index=pieces[0].index if pieces else end,
-        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
-        text="".join(piece.text for piece in pieces),
-        logprobs=tuple(token for piece in pieces for token in piece.logprobs),
-    )
+def _joined(parts: Iterable[tuple[T, ...]]) -> tuple[T, ...]:
+    return tuple(chain.from_iterable(parts))

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from splitserve.core.errors import InvalidRequest, Unavailable
+from splitserve.core.errors import InvalidRequest, Overloaded, Unavailable
 from splitserve.router.move import Move
+
+_RETRY_S = 1.0
 
 
 class Traveller(Protocol):
@@ -23,8 +25,11 @@ class Traveller(Protocol):
 
 
 class Running:
-    def __init__(self) -> None:
-        self._requests: dict[str, Traveller | None] = {}
+    """`most`: requests at once."""
+
+    def __init__(self, most: int = 10_000) -> None:
+        self._requests: dict[str, dict[str, Traveller]] = {}  # each request's outputs by their names
+        self._most = most
         self._draining = False
         self._none = asyncio.Event()
         self._none.set()
@@ -38,12 +43,15 @@ class Running:
 
     @contextmanager
     def admitted(self, request_id: str) -> Iterator[None]:
-        """Holds the id until the block is left. Raises Unavailable while draining, InvalidRequest for an id in use."""
+        """Holds the id until the block is left. Raises Unavailable while draining, InvalidRequest for an id in use,
+        Overloaded if too many run."""
         if self._draining:
             raise Unavailable("this router is draining; send the request to another one, or again later")
         if request_id in self._requests:
             raise InvalidRequest("request_id", f"{request_id!r} is running already; choose another, or leave it empty")
-        self._requests[request_id] = None
+        if len(self._requests) >= self._most:
+            raise Overloaded(f"{self._most} requests run or wait here, the most this router takes", _RETRY_S)
+        self._requests[request_id] = {}
         self._none.clear()
         try:
             yield
@@ -52,17 +60,18 @@ class Running:
             if not self._requests:
                 self._none.set()
 
-    def travels(self, request_id: str, traveller: Traveller) -> None:
-        """An admitted request is on its way."""
-        self._requests[request_id] = traveller
+    def travels(self, request_id: str, choice: int, traveller: Traveller) -> None:
+        """One output of an admitted request is on its way. The first is called as the request is, the others `id#1`
+        and so on."""
+        self._requests[request_id][f"{request_id}#{choice}" if choice else request_id] = traveller
 
-    def get(self, request_id: str) -> Traveller | None:
-        return self._requests.get(request_id)
+    def get(self, name: str) -> Traveller | None:
+        return self._requests.get(name.rpartition("#")[0] or name, {}).get(name)
 
     def decoding_at(self, worker: str) -> dict[str, Traveller]:
-        """The requests whose decode worker this is, or will be."""
-        there = {name: each for name, each in self._requests.items() if each is not None}
-        return {name: each for name, each in there.items() if each.decode_worker == worker}
+        """What has, or will have, this decode worker."""
+        everyone = [each for outputs in self._requests.values() for each in outputs.items()]
+        return {name: each for name, each in everyone if each.decode_worker == worker}
 
     def drain(self) -> None:
         """From now on nothing is admitted."""

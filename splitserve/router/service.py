@@ -1,43 +1,28 @@
 """The services that clients and operators call: thin shells that convert, hand over and answer with a status."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from uuid import uuid4
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from splitserve.core.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    EngineError,
-    InvalidRequest,
-    SplitserveError,
-    Unavailable,
-)
+from splitserve.core.errors import DeadlineExceeded, InvalidRequest, SplitserveError, Unavailable
 from splitserve.core.fleet import FleetStatus
-from splitserve.core.request import Chunk, GenerateRequest
-from splitserve.router.journey import Journey, Surroundings
+from splitserve.core.request import Chunk
+from splitserve.router.endpoint import Endpoint
+from splitserve.router.many import Many
 from splitserve.router.membership import Membership
 from splitserve.router.move import Move, Moved, MoveRefused
 from splitserve.router.running import Running
-from splitserve.router.traffic import LiveTraffic
 from splitserve.rpc import convert
 from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from splitserve.rpc.status import abort, code_of
-from splitserve.telemetry.logs import Logger
+from splitserve.rpc.guard import bearer
+from splitserve.rpc.status import abort
 from splitserve.telemetry.metrics import RouterMetrics
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    def __init__(
-        self, around: Surroundings, running: Running, logger: Logger, traffic: LiveTraffic | None = None
-    ) -> None:
-        self._around = around
-        self._traffic = traffic
-        self._running = running
-        self._logger = logger
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
 
     async def Generate(self, message: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> None:
         """While one chunk is being written the next tokens gather: they go out as one message."""
@@ -45,59 +30,44 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         async def send(chunk: Chunk) -> None:
             await context.write(convert.chunk_to_proto(chunk))
 
-        request_id = message.request_id or uuid4().hex
         try:
-            with _recorded(request_id, self._around.metrics, self._logger):
-                request = replace(convert.request_from_proto(message), request_id=request_id)
-                with self._running.admitted(request_id):
-                    journey = Journey(request, send, self._around, context.time_remaining())
-                    self._running.travels(request_id, journey)
-                    await self._travel(journey, request)
+            request = convert.request_from_proto(message)
+            await self._endpoint.generate(request, send, _key(context), context.time_remaining())
         except SplitserveError as error:
             await abort(context, error)
 
-    async def _travel(self, journey: Journey, request: GenerateRequest) -> None:
-        last = await journey.travel()
-        assert last.usage is not None
-        assert last.timings is not None
-        self._around.metrics.finished(last.usage, last.timings)
-        if self._traffic is not None:
-            self._traffic.add(last.usage)
-        self._logger.info(
-            "request finished",
-            request_id=request.request_id,
-            prompt_tokens=last.usage.prompt_tokens,
-            output_tokens=last.usage.output_tokens,
-            ttft_s=last.timings.ttft_s,
-            tpot_s=last.timings.tpot_s,
-            prefill_worker=last.timings.prefill_worker,
-            decode_worker=last.timings.decode_worker,
-            attempts=last.timings.attempts,
-        )
+    async def GenerateMany(
+        self, messages: AsyncIterator[inference_pb2.ManyRequest], context: grpc.aio.ServicerContext
+    ) -> None:
+        await Many(self._endpoint, _key(context), context.write).run(messages)
 
+    async def Tokenize(
+        self, message: inference_pb2.TokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.TokenizeResponse:
+        try:
+            prompt, key = convert.tokenize_from_proto(message), _key(context)
+            token_ids = await self._endpoint.tokenize(prompt, message.model, key)
+            served, *_ = await self._endpoint.models(key)
+        except SplitserveError as error:
+            await abort(context, error)
+        return inference_pb2.TokenizeResponse(token_ids=token_ids, max_model_len=served.max_model_len)
 
-@contextmanager
-def _recorded(request_id: str, metrics: RouterMetrics, logger: Logger) -> Iterator[None]:
-    """Counts and logs how a request ended, and names what nobody foresaw."""
-    code = grpc.StatusCode.OK
-    try:
-        yield
-    except SplitserveError as error:
-        code = code_of(error)
-        logger.info("request failed", request_id=request_id, code=code.name, reason=str(error))
-        raise
-    except asyncio.CancelledError:
-        code = code_of(Cancelled())
-        logger.info("request cancelled", request_id=request_id)
-        raise
-    except Exception as error:
-        code = code_of(EngineError())
-        logger.exception("request broke the router", error, request_id=request_id)
-        raise EngineError(
-            f"the router failed on this request ({type(error).__name__}); its log has the cause"
-        ) from error
-    finally:
-        metrics.ended(code.name)
+    async def ListModels(
+        self, message: inference_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.ListModelsResponse:
+        try:
+            models = await self._endpoint.models(_key(context))
+        except SplitserveError as error:
+            await abort(context, error)
+        return inference_pb2.ListModelsResponse(models=map(convert.model_to_proto, models))
+
+    async def GetModel(
+        self, message: inference_pb2.GetModelRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.Model:
+        try:
+            return convert.model_to_proto(await self._endpoint.model(message.name, _key(context)))
+        except SplitserveError as error:
+            await abort(context, error)
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
@@ -190,3 +160,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 def _check_timeout(within_s: float) -> None:
     if not within_s > 0:
         raise InvalidRequest("timeout_s", f"{within_s} must be a number of seconds above 0")
+
+
+def _key(context: grpc.aio.ServicerContext) -> str:
+    return bearer(context.invocation_metadata()) or ""

@@ -50,6 +50,7 @@ class _Member:
     active_at: float  # last time it did something for anyone
     token_at: float | None = None
     draining: bool = False
+    failing: bool = False
     sent_jobs: int = 0
     held: dict[str, _Held] = field(default_factory=dict)  # promised or running
     unseen: dict[str, _Held] = field(default_factory=dict)  # promises that `load` does not reflect yet
@@ -157,6 +158,14 @@ class Fleet:
     def drain(self, uuid: str) -> None:
         self._members[uuid].draining = True
 
+    def set_failing(self, uuid: str, failing: bool) -> bool:
+        """A failing worker gets no jobs. Returns whether that is new."""
+        member = self._members.get(uuid)
+        if member is None or member.failing == failing:
+            return False
+        member.failing = failing
+        return True
+
     # What is promised to them ------------------------------------------------------------------------------------
     def promise(self, uuid: str, job_id: str, promise: Promise) -> None:
         """A route was bound; the job may be sent later."""
@@ -235,7 +244,9 @@ class Fleet:
     def _health(self, member: _Member, now: float) -> Health:
         if member.draining or member.load.draining:
             return Health.DRAINING
-        return Health.SILENT if now - member.heard_at > self._silent_after_s else Health.READY
+        if now - member.heard_at > self._silent_after_s:
+            return Health.SILENT
+        return Health.FAILING if member.failing else Health.READY
 
 
 MemberT = TypeVar("MemberT")

@@ -22,16 +22,21 @@ _LEAST_TOKENS_TO_MOVE = (
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one request needs. `avoid`: workers that failed it, used only when no other is left; `exclude`: never."""
+    """What one request needs. `avoid`: workers that failed it, used only when no other is left; `exclude`: never.
+    `alone`: one worker computes and decodes it. `beside`: the worker that has its prompt cached, which computes the
+    rest, if it takes it now. `lora`: the adapter that the worker must have."""
 
     tokens: int  # prompt and output already sent
     avoid: frozenset[str] = frozenset()
     exclude: frozenset[str] = frozenset()
+    alone: bool = False
+    beside: str = ""
+    lora: str = ""
 
     @property
     def picky(self) -> bool:
         """It may have to wait where another request would not."""
-        return bool(self.avoid or self.exclude)
+        return bool(self.avoid or self.exclude or self.lora)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +60,31 @@ class NoRoute:
 
 
 _WAIT = Wait()
+_NEVER = (Health.DRAINING, Health.FAILING)  # a silent one may speak again at any moment
 
 
 def choose(everyone: Sequence[Candidate], need: Need) -> Route | Wait | NoRoute:
     """The least loaded workers that take the request now; ties go to the one that joined first."""
-    candidates = [c for c in everyone if c.info.uuid not in need.exclude] if need.exclude else everyone
+    candidates = _able(everyone, need) if need.exclude or need.lora else everyone
     usable = [c for c in candidates if c.health is Health.READY]
     if need.avoid:
         usable = [c for c in usable if c.info.uuid not in need.avoid] or usable
-    if not usable and all(c.health is Health.DRAINING for c in candidates):
+    if not usable and all(c.health in _NEVER for c in candidates):
         return NoRoute(_why_none(everyone))
+    if need.beside:
+        cached = [c for c in usable if c.info.uuid == need.beside and _computes(c, need.tokens)]
+        if cached:
+            return Route(cached[0].info.uuid)
     prefills = [c for c in usable if c.pool is Pool.PREFILL]
     decodes = [c for c in usable if c.pool is Pool.DECODE]
+    if need.alone:
+        return _alone(decodes or prefills, need.tokens) or _WAIT
     return _route(prefills, decodes, need.tokens) or _WAIT
+
+
+def _able(everyone: Sequence[Candidate], need: Need) -> list[Candidate]:
+    has_lora = [c for c in everyone if not need.lora or need.lora in c.info.loras]
+    return [c for c in has_lora if c.info.uuid not in need.exclude]
 
 
 def choose_target(candidates: Sequence[Candidate], tokens: int, source: str, wanted: str | None) -> str | None:
@@ -84,7 +101,7 @@ def _why_none(candidates: Sequence[Candidate]) -> str:
     if not candidates:
         return "no worker has joined this router; start one, or send the request again when one is back"
     names = ", ".join(candidate.info.name for candidate in candidates)
-    return f"no worker is left for this request (draining, or it failed there: {names}); send it again later"
+    return f"no worker is left for this request (draining, failing, or it failed there: {names}); send it again later"
 
 
 def _route(prefills: list[Candidate], decodes: list[Candidate], tokens: int) -> Route | None:

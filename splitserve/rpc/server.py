@@ -9,8 +9,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from splitserve.core.config import TlsSettings
 from splitserve.core.errors import ConfigError
 from splitserve.rpc.channel import message_limits
+from splitserve.rpc.guard import Check, Guard
+from splitserve.rpc.tls import server_credentials
 
 _SHORTEST_CLIENT_PING_MS = 5_000
 _MOST_PENDING_CALLS = 1_000_000
@@ -20,9 +23,19 @@ _LONGEST_PENDING_S = 600
 class Server:
     """Register servicers on `grpc`, then `start`. `address` is what was bound, its port never 0."""
 
-    def __init__(self, listen: str, max_message_mib: int, services: Sequence[str]) -> None:
-        """`services` are full names, such as `splitserve.v1.Inference`, for reflection and health."""
-        self.grpc = grpc.aio.server(options=_options(max_message_mib))
+    def __init__(
+        self,
+        listen: str,
+        max_message_mib: int,
+        services: Sequence[str],
+        tls: TlsSettings | None = None,
+        check: Check | None = None,
+    ) -> None:
+        """`services` are full names, such as `splitserve.v1.Inference`, for reflection and health. `check` is asked
+        about every call but those to these two. Raises ConfigError: nothing can listen there, or what `tls` names
+        can't be used."""
+        guards = () if check is None else (Guard(check),)
+        self.grpc = grpc.aio.server(options=_options(max_message_mib), interceptors=guards)
         self._services = tuple(services)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
@@ -30,7 +43,7 @@ class Server:
             (*services, health.SERVICE_NAME, reflection.SERVICE_NAME),
             self.grpc,
         )
-        self.address = _bind(self.grpc, listen)
+        self.address = _bind(self.grpc, listen, tls)
 
     async def start(self) -> None:
         await self.set_serving(False)
@@ -38,19 +51,24 @@ class Server:
 
     async def set_serving(self, serving: bool) -> None:
         """What health checks of every service, and of the whole, are told."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in (health.OVERALL_HEALTH, *self._services):
-            await self._health.set(service, status)
+            await self.set_health(service, serving)
+
+    async def set_health(self, service: str, serving: bool) -> None:
+        """What health checks of this one are told; it may be any name that they can ask for."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(service, status)
 
     async def stop(self, grace_s: float) -> None:
         """Refuses new calls at once, cancels running ones after `grace_s`."""
         await self.grpc.stop(grace_s)
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> str:
+def _bind(server: grpc.aio.Server, listen: str, tls: TlsSettings | None) -> str:
     host, _, _ = listen.rpartition(":")
+    credentials = server_credentials(tls) if tls is not None else None
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
         raise ConfigError(listen, _why_unbound(error)) from error
     if port == 0:

@@ -36,6 +36,8 @@ TABLE: Mapping[type[errors.SplitserveError], Row] = {
     errors.SplitserveError: Row(grpc.StatusCode.INTERNAL, _sentence(errors.SplitserveError)),
     errors.InvalidRequest: Row(grpc.StatusCode.INVALID_ARGUMENT, lambda m, f, _: errors.InvalidRequest(f, m)),
     errors.ModelNotFound: Row(grpc.StatusCode.NOT_FOUND, _sentence(errors.ModelNotFound)),
+    errors.Unauthenticated: Row(grpc.StatusCode.UNAUTHENTICATED, _sentence(errors.Unauthenticated)),
+    errors.PermissionDenied: Row(grpc.StatusCode.PERMISSION_DENIED, _sentence(errors.PermissionDenied)),
     errors.Overloaded: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, lambda m, _, s: errors.Overloaded(m, s)),
     errors.DeadlineExceeded: Row(grpc.StatusCode.DEADLINE_EXCEEDED, _sentence(errors.DeadlineExceeded)),
     errors.Cancelled: Row(grpc.StatusCode.CANCELLED, _sentence(errors.Cancelled)),
@@ -55,7 +57,11 @@ _BY_CODE: Mapping[grpc.StatusCode, type[errors.SplitserveError]] = {
     grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
     grpc.StatusCode.FAILED_PRECONDITION: errors.JoinRefused,
     grpc.StatusCode.NOT_FOUND: errors.ModelNotFound,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
 }
+
+_CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def code_of(error: errors.SplitserveError) -> grpc.StatusCode:
@@ -79,8 +85,9 @@ def from_rpc_error(error: grpc.RpcError) -> errors.SplitserveError:
     return _by_code(code, sentence)
 
 
-def from_status(status: status_pb2.Status, code: grpc.StatusCode) -> errors.SplitserveError:
-    """The error that `to_status` was given; the nearest class if the details are not ours."""
+def from_status(status: status_pb2.Status, code: grpc.StatusCode | None = None) -> errors.SplitserveError:
+    """The error that `to_status` was given; the nearest class, by `code` or the status's own, if the details are not
+    ours."""
     reason, field, message, retry_after_s = "", "", status.message, _RETRY_UNSAID_S
     for packed in status.details:
         info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
@@ -93,7 +100,7 @@ def from_status(status: status_pb2.Status, code: grpc.StatusCode) -> errors.Spli
     for kind, row in TABLE.items():
         if _reason(kind) == reason:
             return row.rebuild(message, field, retry_after_s)
-    return _by_code(code, message)
+    return _by_code(code or _CODES.get(status.code, grpc.StatusCode.UNKNOWN), message)
 
 
 async def abort(context: grpc.aio.ServicerContext, error: errors.SplitserveError) -> NoReturn:

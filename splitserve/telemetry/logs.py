@@ -8,9 +8,24 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, TextIO
 
 _FIELDS = "splitserve_fields"
+_about: ContextVar[Mapping[str, object]] = ContextVar("about", default=MappingProxyType({}))
+
+
+@contextmanager
+def about(**fields: object) -> Iterator[None]:
+    """Every line logged within, also by the tasks and threads begun there, has these fields too."""
+    token = _about.set({**_about.get(), **fields})
+    try:
+        yield
+    finally:
+        _about.reset(token)
 
 
 class Logger:
@@ -68,6 +83,7 @@ def _entry(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str,
         "level": record.levelname.lower(),
         "logger": record.name,
         "event": record.getMessage(),
+        **_about.get(),
         **getattr(record, _FIELDS, {}),
     }
     if record.exc_info:

@@ -5,6 +5,7 @@ thread-safe; gauges that mirror state are read when they are scraped.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TypeVar
@@ -71,6 +72,9 @@ class RouterMetrics:
         self._attempts = Counter(
             "splitserve_failed_attempts", "Attempts that did not finish their request", ["reason"], registry=registry
         )
+        self._probes = Counter(
+            "splitserve_worker_probes", "Workers asked for a token, by what came", ["answer"], registry=registry
+        )
         self._resumes = Counter(
             "splitserve_resumed_requests", "Requests taken up by another worker in mid-stream", registry=registry
         )
@@ -133,6 +137,10 @@ class RouterMetrics:
         self._kv_bytes.inc(timings.kv_bytes)
         self._kv_bytes_early.inc(timings.kv_bytes_before_prefill_ended)
 
+    def probed(self, answer: str) -> None:
+        """`token` or `none`."""
+        self._probes.labels(answer).inc()
+
     def attempt_failed(self, reason: str) -> None:
         """`reason` is one of a few words, such as `not_now`, `transfer` or `lost`."""
         self._attempts.labels(reason).inc()
@@ -148,6 +156,35 @@ class RouterMetrics:
     def move_refused(self) -> None:
         """It stays where it is, or went on elsewhere as a resumed one."""
         self._moves.labels("refused").inc()
+
+
+class HttpMetrics:
+    """What one HTTP gateway counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "splitserve_http_requests",
+            "HTTP requests ended, by status; 499: the client went away; a stream's error counts as its own status",
+            ["route", "code"],
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "splitserve_http_request_seconds",
+            "From the request's head until its answer was written, streams included",
+            ["route"],
+            buckets=_TTFT_BUCKETS_S,
+            registry=registry,
+        )
+        self._streams = Gauge("splitserve_http_streams", "Event streams open", registry=registry)
+
+    def ended(self, route: str, code: int, seconds: float) -> None:
+        """Every request ends here once. `route` is one of the few that there are."""
+        self._requests.labels(route, str(code)).inc()
+        self._duration.labels(route).observe(seconds)
+
+    def stream(self) -> AbstractContextManager[object]:
+        """Around one event stream."""
+        return self._streams.track_inprogress()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ caller gives to the engine, what must stop it cancels there.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from splitserve.core.worker import Delta, Job, Load, Outcome, Pool, PrefillJob
 from splitserve.routing.admission import Capacity, Refusal
@@ -114,7 +114,7 @@ class JobTable:
         return Step(batches, ended, len(deltas), sum(len(delta.token_ids) for delta in deltas))
 
     def load(self, router: str, pool: Pool) -> Load:
-        return self._capacity.load(pool, self._routers[router].seen_jobs)
+        return replace(self._capacity.load(pool, self._routers[router].seen_jobs), routers=len(self._routers))
 
     def __len__(self) -> int:
         return len(self._jobs)

@@ -9,16 +9,25 @@ host's (`serve.py`) business.
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
 import grpc
 
-from splitserve.core.errors import ConfigError, InvalidRequest, JoinRefused, Unavailable, first_of
+from splitserve.core.errors import (
+    ConfigError,
+    InvalidRequest,
+    JoinRefused,
+    PermissionDenied,
+    SplitserveError,
+    Unauthenticated,
+    Unavailable,
+    first_of,
+)
 from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, Ticket, WorkerInfo
 from splitserve.rpc import convert
-from splitserve.rpc.channel import open_channel
+from splitserve.rpc.channel import Access, open_channel
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
 from splitserve.rpc.status import from_rpc_error
 from splitserve.telemetry.logs import Logger
@@ -58,10 +67,12 @@ class Host(Protocol):
 
 
 class RouterLink:
-    """`run` lasts until `leave`, and raises ConfigError if the router refuses the worker for good."""
+    """`run` lasts until `leave`, and raises ConfigError if the router refuses the worker for good. `access` is asked at
+    every attachment, so that a renewed certificate or key is used; what it raises then is tried again."""
 
-    def __init__(self, address: str, info: WorkerInfo, host: Host) -> None:
+    def __init__(self, address: str, info: WorkerInfo, host: Host, access: Callable[[], Access] = Access) -> None:
         self._address = address
+        self._access = access
         self._info = info
         self._host = host
         self._logger = Logger("worker")
@@ -69,6 +80,7 @@ class RouterLink:
         self._wake = asyncio.Event()
         self._leaving = asyncio.Event()
         self._refused_since: float | None = None
+        self._let_in = False
         self._back_off_s = FIRST_BACK_OFF_S
 
     def send(self, deltas: Sequence[Delta]) -> None:
@@ -91,7 +103,9 @@ class RouterLink:
                 await self._attach()
             except JoinRefused as error:
                 self._check_refusal(error)
-            except Unavailable as error:
+            except (Unauthenticated, PermissionDenied) as error:
+                self._check_right(error)
+            except (Unavailable, ConfigError) as error:
                 self._logger.info("router not attached", router=self._address, reason=str(error))
             _pass_on_cancellation()
             await self._pause()
@@ -103,6 +117,12 @@ class RouterLink:
             raise ConfigError(f"routers: {self._address} refused this worker", str(error)) from error
         self._logger.warning("router refused the join; trying again", router=self._address, reason=str(error))
 
+    def _check_right(self, error: SplitserveError) -> None:
+        """A worker that was let in once waits for its renewed key, which may reach it after the router."""
+        if not self._let_in:
+            raise ConfigError(f"routers: {self._address} refused this worker", str(error)) from error
+        self._logger.warning("router refused the key; trying again", router=self._address, reason=str(error))
+
     async def _pause(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._back_off_s * random.uniform(0.5, 1.0)):
@@ -112,13 +132,15 @@ class RouterLink:
     # One stream ------------------------------------------------------------------------------------------------------
     async def _attach(self) -> None:
         """From join to the stream's end. Raises JoinRefused or Unavailable."""
-        async with open_channel(self._address) as channel:
+        async with open_channel(self._address, access=self._access()) as channel:
             stub = worker_pb2_grpc.FleetStub(channel)  # type: ignore[no-untyped-call]
             call = stub.Attach()
             try:
                 await self._serve(call, await self._join(call))
-            except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            except grpc.RpcError as error:
                 raise _meaning(error) from error
+            except asyncio.InvalidStateError as error:  # of a call that was over before it was written to
+                raise _meaning(await _status_of(call)) from error
             finally:
                 call.cancel()
 
@@ -138,7 +160,7 @@ class RouterLink:
         return welcome
 
     async def _serve(self, call: Any, welcome: worker_pb2.Welcome) -> None:
-        self._back_off_s, self._refused_since = FIRST_BACK_OFF_S, None
+        self._back_off_s, self._refused_since, self._let_in = FIRST_BACK_OFF_S, None, True
         self._outbox.clear()
         self._host.attached(self._address)
         try:
@@ -226,9 +248,17 @@ def _message(deltas: Sequence[Delta], load: Load | None) -> worker_pb2.WorkerMes
     )
 
 
-def _meaning(error: Exception) -> Exception:
+async def _status_of(call: Any) -> grpc.RpcError:
+    """Of a call that is over."""
+    code, details = await call.code(), await call.details()
+    return grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), details)
+
+
+def _meaning(error: grpc.RpcError) -> Exception:
     """What a broken stream means for the worker."""
-    if not isinstance(error, grpc.RpcError):
-        return Unavailable(f"the router ended the stream: {error}")
     meant = from_rpc_error(error)
-    return meant if isinstance(meant, JoinRefused) else Unavailable(f"{error.code().name}: {meant}")
+    return (
+        meant
+        if isinstance(meant, JoinRefused | Unauthenticated | PermissionDenied)
+        else Unavailable(f"{error.code().name}: {meant}")
+    )

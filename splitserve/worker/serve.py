@@ -21,6 +21,7 @@ from splitserve.core.model import ModelInfo
 from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, Ticket, WorkerInfo
 from splitserve.engine.protocol import Engine, EngineInfo
 from splitserve.routing.admission import Capacity, Refusal
+from splitserve.rpc.channel import Access, check_access
 from splitserve.telemetry.logs import Logger
 from splitserve.telemetry.metrics import WorkerMetrics, WorkerState
 from splitserve.worker.jobs import JobTable, kind_of
@@ -44,8 +45,17 @@ class Worker:
     """Raises from `run`: ConfigError if the engine can't serve the model or a router refuses this worker for good,
     EngineError if the engine breaks."""
 
-    def __init__(self, config: WorkerConfig, model: ModelInfo, engine: Engine, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        model: ModelInfo,
+        engine: Engine,
+        metrics: WorkerMetrics,
+        access: Callable[[], Access] = Access,
+    ) -> None:
+        """`access` says how routers are called; it is asked at the start and whenever one is attached to."""
         self._config = config
+        self._access = access
         self._model = model
         self._engine = engine
         self._metrics = metrics
@@ -60,6 +70,7 @@ class Worker:
     async def run(self, on_ready: OnReady) -> int:
         """Serves until drained; `on_ready` is called once the first router has taken the worker in."""
         self._loop = asyncio.get_running_loop()
+        check_access(self._access(), "router_tls")
         self._on_ready: OnReady | None = on_ready
         try:
             started = await asyncio.to_thread(self._engine.start, self._from_engine, self._metrics.transferred)
@@ -85,7 +96,9 @@ class Worker:
             started.max_batched_tokens,
         )
         self._table = JobTable(self._capacity)
-        self._links = {router: RouterLink(router, self.info, self) for router in dict.fromkeys(self._config.routers)}
+        self._links = {
+            router: RouterLink(router, self.info, self, self._access) for router in dict.fromkeys(self._config.routers)
+        }
         self._shown = WorkerState(self._capacity.load(self._pool))
         self._metrics.watch(lambda: self._shown)
         try:
@@ -226,6 +239,7 @@ def worker_info(config: WorkerConfig, model: ModelInfo, started: EngineInfo) -> 
         pid=os.getpid(),
         metrics_address=config.metrics or "",
         restores=started.restores,
+        loras=started.loras,
     )
 
 

@@ -17,7 +17,7 @@ from splitserve.client import AsyncClient
 from tests.cluster.asking import ask, eventually, greedy, prompt_of, settled
 
 WAIT_S = 60
-UP = ("up", "--engine", "sim", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--json")
+UP = ("up", "--engine", "sim", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--json")
 
 
 class Up:
@@ -211,7 +211,7 @@ async def _runs(client: AsyncClient) -> bool:
 
 def test_up_says_in_one_sentence_that_its_port_is_taken(serving: tuple[Up, dict[str, Any]]) -> None:
     address = serving[1]["address"]
-    done = splitserve("up", "--engine", "sim", "--listen", address, "--metrics", "127.0.0.1:0")
+    done = splitserve("up", "--engine", "sim", "--listen", address, "--http", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
     assert done.returncode == 2
     assert f"listen (--listen): {address}: can't listen here: the port is in use" in done.stderr
     assert "Traceback" not in done.stderr

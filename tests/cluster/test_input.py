@@ -125,7 +125,7 @@ async def test_bad_input_disturbs_nobody(cluster: Cluster, stub: Any, expected: 
 
 
 async def test_an_unknown_model_is_not_found(stub: Any) -> None:
-    with pytest.raises(grpc.aio.AioRpcError, match="'gpt-9' is not served here; ask for 'demo'") as refused:
+    with pytest.raises(grpc.aio.AioRpcError, match="'gpt-9' is not served here; there are: 'demo'") as refused:
         async for _ in stub.Generate(inference_pb2.GenerateRequest(model="gpt-9", text="x")):
             pass
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND

@@ -11,6 +11,7 @@ from splitserve.kv.layout import prompt_kv_bytes, tokens_to_move
 from tests.contract.counting_contract import CountingContract
 from tests.contract.engines import Bench, Run, a_decode, a_prefill, a_prompt, a_ticket, greedy, served_alone
 from tests.contract.hand_over_contract import HandOverContract
+from tests.contract.request_contract import RequestContract
 
 OUTPUT = 12
 
@@ -53,7 +54,7 @@ def served_apart(
     return bench.destination.submit(a_decode(prompt, sampling, ticket)), prefill
 
 
-class EngineContract(HandOverContract, CountingContract):
+class EngineContract(HandOverContract, CountingContract, RequestContract):
     @pytest.fixture(autouse=True)
     def _all_blocks_come_back(self, bench: Bench) -> Iterator[None]:
         yield

@@ -17,9 +17,17 @@ from splitserve.engine.sim.memory import CHAIN_BYTES
 from splitserve.kv.shm import ShmTransport
 from tests.contract.engine_contract import EngineContract
 from tests.contract.engines import Bench, Listener, started
+from tests.contract.request_contract import ADAPTER
 
 SETTINGS = SimSettings(
-    total_blocks=128, block_size=16, max_model_len=1024, max_num_batched_tokens=64, step_s=0.0002, decode_token_s=0
+    total_blocks=128,
+    block_size=16,
+    max_model_len=1024,
+    max_num_batched_tokens=64,
+    step_s=0.0002,
+    decode_token_s=0,
+    loras=[ADAPTER],
+    tool_parser="sim",
 )
 
 

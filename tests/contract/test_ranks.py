@@ -89,6 +89,7 @@ def test_kv_arrives_exactly_between_block_sizes(made: list[Child], source: Shape
 def test_over_shared_memory_another_block_size_is_refused_with_the_field_named(made: list[Child]) -> None:
     with Workers.begun(made, "shm", Shape(block_size=4), Shape(block_size=8)) as workers:
         moved = transfer(workers)
+        workers.source.each("connect", workers.destination.peers)
         moved.claim()
         moved.wait_for(workers.destination, "failed")
         (errors,) = workers.destination.each("errors", moved.key, False)

@@ -109,6 +109,7 @@ def test_a_killed_destination_gives_the_source_its_blocks_back(kind: str, stop_f
 
 def test_an_unclaimed_prefill_for_a_killed_destination_does_not_wait_for_its_lease(kind: str) -> None:
     with local_worker(kind, "prefiller") as prefiller, remote_worker(kind, "decoder") as decoder:
+        decoder.call("connect", [prefiller.service.peer])
         prefiller.service.connect([decoder.peer])
         wait_until(lambda: bool(prefiller.service.connected), "they are connected")
         prefiller.service.offer(offer_to(decoder.peer))

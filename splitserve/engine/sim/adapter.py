@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 
 from splitserve.core.config import KvTransferSettings, SimSettings
-from splitserve.core.errors import EngineError
+from splitserve.core.errors import EngineError, InvalidRequest
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import FinishReason
 from splitserve.core.sampler_state import STATEFUL
@@ -37,9 +37,18 @@ from splitserve.engine.sim.memory import BlockPool, ChainedKv, digest_bytes
 from splitserve.engine.sim.output import DecodeOutput
 from splitserve.engine.sim.schedule import Chunk, Plan, Schedule
 from splitserve.engine.sim.schedule import Sequence as Scheduled
+from splitserve.engine.sim.script import Script, script_of
 from splitserve.engine.sim.shape import kv_format, max_model_len, shard
 from splitserve.engine.sim.text import load_tokenizer, vocabulary
-from splitserve.engine.sim.ticket import handover_of, key_of, not_transferred, prompt_fault, side_of, ticket_fault
+from splitserve.engine.sim.ticket import (
+    handover_of,
+    key_of,
+    not_transferred,
+    prompt_fault,
+    request_fault,
+    side_of,
+    ticket_fault,
+)
 from splitserve.engine.sim.transfers import Transfers
 from splitserve.kv.shm import ShmTransport
 from splitserve.kv.transfer import TransferEnded, TransferService
@@ -104,6 +113,7 @@ class SimEngine:
             max_model_len=self._max_model_len,
             max_batched_tokens=self._settings.max_num_batched_tokens,
             restores=tuple(sorted(STATEFUL)),
+            loras=tuple(self._settings.loras),
         )
 
     def submit(self, job: Job) -> None:
@@ -173,24 +183,29 @@ class SimEngine:
 
     # Jobs come and go ------------------------------------------------------------------------------------------------
     def _add(self, job: Job) -> None:
-        refusal = self._refusal(job)
+        refusal, script = self._refusal(job), Script()
+        try:
+            if refusal is None and isinstance(job, DecodeJob):
+                script = script_of(job, self._tokenizer, self._settings)
+        except InvalidRequest as error:
+            refusal = Outcome(failure=Failure.INVALID, field=error.field, message=error.message)
         if refusal is not None:
             self._deltas.append(Delta(job.job_id, outcome=refusal))
             return
-        run = self._admit(job)
+        run = self._admit(job, script)
         if run.output is not None and (over := run.output.outcome(None)) is not None:
             self._end(run, over)
             return
         self._schedule.add(run.sequence)
 
-    def _admit(self, job: Job) -> Running:
+    def _admit(self, job: Job, script: Script) -> Running:
         output = job.output if isinstance(job, DecodeJob) else ()
         self._arrivals += 1
         waits = isinstance(job, DecodeJob) and job.ticket is not None
         sequence = Scheduled(job.job_id, [*job.prompt, *output], (job.priority, self._arrivals), waits)
         run = Running(job, sequence, side_of(job))
         if isinstance(job, DecodeJob):
-            run.output = DecodeOutput(job, self._tokenizer, self._vocabulary, self._max_model_len)
+            run.output = DecodeOutput(job, self._tokenizer, self._vocabulary, self._max_model_len, script)
         self._jobs[job.job_id] = run
         self._transfers.add(run)
         return run
@@ -199,6 +214,7 @@ class SimEngine:
         if job.job_id in self._jobs:
             return Outcome(failure=Failure.INVALID, field="job_id", message=f"{job.job_id!r} is running already")
         fault, side = prompt_fault(job, self._max_model_len, self._model.vocab_size), side_of(job)
+        fault = fault or request_fault(job, self._settings.loras, self._model.vocab_size)
         if fault is not None or job.ticket is None or side is None:
             return fault
         if self._transfers.in_use(side):
@@ -267,12 +283,16 @@ class SimEngine:
         started, duration_s = time.monotonic(), self._latency.step_s(_step(chunks))
         ready = self._transfers.announce([(self._jobs[chunk.sequence.job_id], chunk.end) for chunk in chunks])
         work = [
-            (chunk.sequence.table, self._kv.segments(chunk.sequence.tokens, chunk.sequence.computed, chunk.end))
+            (
+                chunk.sequence.table,
+                self._kv.segments(chunk.sequence.tokens, chunk.sequence.computed, chunk.end),
+                self._jobs[chunk.sequence.job_id].job.lora,
+            )
             for chunk in chunks
         ]
         for layer in range(self._model.layers):
-            for table, segments in work:
-                self._kv.write(layer, table, segments)
+            for table, segments, lora in work:
+                self._kv.write(layer, table, segments, lora)
             if ready:
                 self._pause_until(started + duration_s * (layer + 1) / self._model.layers)
                 self._transfers.computed(layer, ready)
@@ -287,7 +307,9 @@ class SimEngine:
         if run.output is None:
             self._prompt_computed(run)
             return
-        delta = run.output.advance(self._kv.read(run.sequence.table, len(run.sequence.tokens)), run.stats)
+        read = partial(self._kv.read, run.sequence.table)
+        delta = run.output.advance(read(len(run.sequence.tokens)), run.stats)
+        delta = replace(delta, prompt_logprobs=run.output.prompt_logprobs(read))
         if delta.outcome is None and run.leaves_with is not None:
             self._transfers.hand_over(run, run.leaves_with)
             delta = replace(delta, outcome=Outcome(failure=Failure.MIGRATED, message="handed over to another worker"))

@@ -76,12 +76,12 @@ class ChainedKv:
             begin = stop
         return segments
 
-    def write(self, layer: int, table: Sequence[int], segments: Iterable[Segment]) -> None:
-        """Computes these segments in one layer, into the blocks of `table`."""
+    def write(self, layer: int, table: Sequence[int], segments: Iterable[Segment], lora: str = "") -> None:
+        """Computes these segments in one layer, into the blocks of `table`, with an adapter or without."""
         for segment in segments:
             block = self._block(layer, table[segment.block])
             if segment.first == 0:
-                block[:CHAIN_BYTES] = self._before(layer, table, segment.block)
+                block[:CHAIN_BYTES] = self._before(layer, table, segment.block, lora)
             begin = digest_bytes(segment.first)
             block[begin : begin + len(segment.tokens)] = segment.tokens
 
@@ -95,9 +95,11 @@ class ChainedKv:
             parts.append(self._block(layer, last)[:used])
         return b"".join(parts)
 
-    def _before(self, layer: int, table: Sequence[int], block: int) -> bytes:
+    def _before(self, layer: int, table: Sequence[int], block: int, lora: str) -> bytes:
         """What a block that is begun now follows."""
-        return self._starts[layer] if block == 0 else _chain(self._block(layer, table[block - 1]))
+        if block:
+            return _chain(self._block(layer, table[block - 1]))
+        return _chain(self._starts[layer] + lora.encode()) if lora else self._starts[layer]
 
     def _block(self, layer: int, block: int) -> memoryview:
         views = self._views[layer]

@@ -4,39 +4,62 @@ Used by the engine's thread. A resumed job replays the tokens that its client al
 """
 
 import secrets
+from collections.abc import Callable
 
 from tokenizers import Tokenizer
 
-from splitserve.core.request import FinishReason, Logprob
+from splitserve.core.request import FinishReason, Logprob, ToolCall
 from splitserve.core.worker import DecodeJob, Delta, Outcome, TransferStats
-from splitserve.engine.sim.sampler import Context, Sampled, Vocabulary, sample
+from splitserve.engine.sim.sampler import Context, Sampled, Vocabulary, logprobs_of, sample
+from splitserve.engine.sim.script import Script, Told, told_apart
 from splitserve.engine.sim.text import TextStream
 
 
 class DecodeOutput:
     """`max_model_len` bounds prompt and output together."""
 
-    def __init__(self, job: DecodeJob, tokenizer: Tokenizer, vocabulary: Vocabulary, max_model_len: int) -> None:
+    def __init__(
+        self, job: DecodeJob, tokenizer: Tokenizer, vocabulary: Vocabulary, max_model_len: int, script: Script
+    ) -> None:
         self._job = job
+        self._script = script
+        self._raw, self._told = "", Told()
         self._sampling = job.sampling
         self._vocabulary = vocabulary
-        self._stream = TextStream(tokenizer, job.prompt, job.sampling.stop)
+        self._stream = TextStream(tokenizer, job.prompt, job.sampling)
         self._seed = job.sampling.seed if job.sampling.seed is not None else secrets.randbits(64)
         room = max_model_len - len(job.prompt)
         self._most = min(room, job.sampling.max_tokens) if job.sampling.max_tokens is not None else room
         self._tokens: list[int] = []
         self.finished: FinishReason | None = None if self._most > 0 else FinishReason.LENGTH
         for token in job.output:
-            self._take(token)
+            self._tell(self._take(token))
 
     def advance(self, digests: bytes, stats: TransferStats | None) -> Delta:
         """Samples one token; `digests` is what the KV of everything before it holds. The last delta has the outcome."""
         context = Context(self._job.prompt, self._tokens, self._seed)
-        sampled = sample(digests, self._vocabulary, self._sampling, context)
-        index, text = len(self._tokens), self._take(sampled.token)
+        forced = self._script.forced(context.position, self._vocabulary.eos)
+        sampled = sample(digests, self._vocabulary, self._sampling, context, forced)
+        index, before = len(self._tokens), self._told
+        calls = self._tell(self._take(sampled.token))
         return Delta(
-            self._job.job_id, index, (sampled.token,), text, self._shown_logprobs(sampled), self.outcome(stats)
+            self._job.job_id,
+            index,
+            (sampled.token,),
+            self._told.text[len(before.text) :],
+            self._shown_logprobs(sampled),
+            self.outcome(stats),
+            self._told.reasoning[len(before.reasoning) :],
+            calls,
         )
+
+    def prompt_logprobs(self, read: Callable[[int], bytes]) -> tuple[tuple[Logprob, ...], ...]:
+        """With the first token of all, if asked for; `read` gives what the KV of so many tokens holds."""
+        most, prompt = self._sampling.prompt_logprobs, self._job.prompt
+        if most is None or len(self._tokens) != 1:
+            return ()
+        rest = range(1, len(prompt))
+        return ((), *(logprobs_of(read(count), self._vocabulary, prompt[count], most) for count in rest))
 
     def outcome(self, stats: TransferStats | None) -> Outcome | None:
         """None while it goes on."""
@@ -54,13 +77,27 @@ class DecodeOutput:
     def _shown_logprobs(self, sampled: Sampled) -> tuple[tuple[Logprob, ...], ...]:
         return () if self._sampling.logprobs is None else (sampled.logprobs,)
 
+    def _tell(self, released: str) -> tuple[ToolCall, ...]:
+        """Tells apart what there is now; returns the new pieces of a call."""
+        self._raw += released
+        before, now = self._told, told_apart(self._raw, self._script, self.finished is not None)
+        self._told = now
+        if now.name and self.finished is FinishReason.STOP and not self._script.by_name:
+            self.finished = FinishReason.TOOL_CALLS
+        if (now.name, now.arguments) == (before.name, before.arguments):
+            return ()
+        more = now.arguments[len(before.arguments) :]
+        named = ToolCall(id=f"call-{self._job.request_id}", name=now.name, arguments=more)
+        return (ToolCall(arguments=more) if before.name else named,)
+
     def _take(self, token: int) -> str:
         """Appends a token; returns the text that it releases."""
         self._tokens.append(token)
         past_minimum = len(self._tokens) > self._sampling.min_tokens
         if past_minimum and self._ends(token):
             self.finished = FinishReason.STOP
-            return self._stream.flush()
+            shown = self._stream.push(token, watch_stop=False).text if self._sampling.include_stop else ""
+            return shown or self._stream.flush()
         released = self._stream.push(token, watch_stop=past_minimum)
         if released.stopped:
             self.finished = FinishReason.STOP

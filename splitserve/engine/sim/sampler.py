@@ -9,7 +9,7 @@ request begun elsewhere goes on as if it had not been interrupted.
 import math
 import struct
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, shake_128
 
@@ -19,6 +19,7 @@ RANKED = 32  # tokens with a chance; more than the 20 logprobs a request may ask
 EOS_EVERY = 512  # a context ends the text once in so many
 FIRST_LOGIT = -0.5
 LOGIT_STEP = -0.7
+UNRANKED = FIRST_LOGIT + LOGIT_STEP * (RANKED + 1)  # of every other token
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,27 @@ class Sampled:
 Ranking = list[tuple[float, int]]  # (logit, token), best first
 
 
-def sample(digests: bytes, vocabulary: Vocabulary, sampling: SamplingParams, context: Context) -> Sampled:
-    """The next token after a context whose KV reads `digests`."""
-    ranking = _penalised(_ranking(digests, vocabulary, _banned(vocabulary, sampling, context)), sampling, context)
+def sample(
+    digests: bytes, vocabulary: Vocabulary, sampling: SamplingParams, context: Context, forced: int | None = None
+) -> Sampled:
+    """The next token after a context whose KV reads `digests`; `forced`: the only one that may come."""
+    if forced is not None:
+        return Sampled(forced, () if sampling.logprobs is None else (Logprob(forced, 0.0, 1),))
+    banned = _banned(vocabulary, sampling, context)
+    ranking = _biased(_ranking(digests, vocabulary, banned), sampling.logit_bias, banned)
+    ranking = _penalised(ranking, sampling, context)
     index = 0 if sampling.temperature == 0 else _draw(_kept(ranking, sampling), _uniform(context))
     token = ranking[index][1]
     return Sampled(token, () if sampling.logprobs is None else _logprobs(ranking, index, sampling.logprobs))
+
+
+def logprobs_of(digests: bytes, vocabulary: Vocabulary, token: int, most: int) -> tuple[Logprob, ...]:
+    """Of a token that did come after such a context, and of the likeliest `most`."""
+    ranking = _ranking(digests, vocabulary, ())
+    places = [place for place, (_, ranked) in enumerate(ranking) if ranked == token]
+    if not places:
+        ranking.append((UNRANKED, token))
+    return _logprobs(ranking, places[0] if places else len(ranking) - 1, most)
 
 
 def _banned(vocabulary: Vocabulary, sampling: SamplingParams, context: Context) -> Collection[int]:
@@ -74,6 +90,15 @@ def _ranking(digests: bytes, vocabulary: Vocabulary, banned: Collection[int]) ->
         tokens.insert(0, vocabulary.eos[0])
     unique = [token for token in dict.fromkeys(tokens) if token not in banned]
     return [(FIRST_LOGIT + LOGIT_STEP * rank, token) for rank, token in enumerate(unique or tokens[-1:])]
+
+
+def _biased(ranking: Ranking, bias: Mapping[int, float], banned: Collection[int]) -> Ranking:
+    if not bias:
+        return ranking
+    logits = {token: logit for logit, token in ranking}
+    for token in bias.keys() - banned:
+        logits[token] = logits.get(token, UNRANKED) + bias[token]
+    return sorted(((logit, token) for token, logit in logits.items()), reverse=True)
 
 
 def _penalised(ranking: Ranking, sampling: SamplingParams, context: Context) -> Ranking:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from splitserve.core.errors import ConfigError
 from splitserve.core.model import ModelInfo
+from splitserve.core.request import SamplingParams
 from splitserve.engine.sim.sampler import Vocabulary
 
 _PROMPT_TAIL = 6  # tokens of the prompt that may change how the first output token reads
@@ -21,15 +22,17 @@ _LONGEST_CHARACTER = 8  # tokens held for an incomplete character; broken bytes 
 @dataclass(frozen=True, slots=True)
 class Released:
     text: str
-    stopped: bool = False  # a stop string matched: it and what follows is cut off
+    stopped: bool = False  # a stop string matched: what follows is cut off
 
 
 class TextStream:
     """Text of one output. Held back: bytes of an incomplete character, and what may be the start of a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], sampling: SamplingParams) -> None:
         self._tokenizer = tokenizer
-        self._stop = tuple(stop)
+        self._stop = sampling.stop
+        self._include_stop = sampling.include_stop
+        self._skip_special_tokens = sampling.skip_special_tokens
         self._ids = list(prompt[-_PROMPT_TAIL:])
         self._shown = len(self._ids)  # ids whose text is out of the detokeniser
         self._before = 0  # ids from here on give their context
@@ -42,7 +45,8 @@ class TextStream:
             return Released(self._take(len(self._held)))
         matches = [(found, string) for string in self._stop if (found := self._held.find(string)) >= 0]
         if matches:
-            return Released(self._take(min(matches)[0]), stopped=True)
+            begin, string = min(matches)
+            return Released(self._take(begin + len(string) * self._include_stop), stopped=True)
         return Released(self._take(len(self._held) - self._possible_start()))
 
     def flush(self) -> str:
@@ -60,7 +64,7 @@ class TextStream:
         return text[len(known) :]
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens)
 
     def _possible_start(self) -> int:
         """Length of the longest end of the text that a stop string starts with."""

@@ -1,8 +1,10 @@
 """Which transfer a job takes part in, and what makes its request or its ticket unusable here. Pure."""
 
 import json
+from collections.abc import Collection
 
 from splitserve.core.worker import DecodeJob, Failure, Job, KvMode, Outcome, PrefillJob, Ticket
+from splitserve.engine.protocol import NEEDS_NO_TICKET
 from splitserve.kv.transfer import TransferKey
 
 Side = tuple[TransferKey, bool]  # True: the source's
@@ -37,6 +39,22 @@ def prompt_fault(job: Job, max_model_len: int, vocab_size: int) -> Outcome | Non
     return None
 
 
+def request_fault(job: Job, loras: Collection[str], vocab_size: int) -> Outcome | None:
+    """What this worker can't do for it, by field."""
+    if job.lora and job.lora not in loras:
+        known = ", ".join(loras) or "it has none"
+        return _invalid(f"{job.lora!r} is none of this worker's adapters: {known}", "lora")
+    if not isinstance(job, DecodeJob):
+        return None
+    if job.sampling.prompt_logprobs is not None and job.ticket is not None:
+        return _invalid(NEEDS_NO_TICKET, "sampling.prompt_logprobs")
+    outside = [token for token in job.sampling.logit_bias if not 0 <= token < vocab_size]
+    if outside:
+        sentence = f"token id {outside[0]} is outside the vocabulary of {vocab_size} tokens"
+        return _invalid(sentence, "sampling.logit_bias")
+    return None
+
+
 def ticket_fault(ticket: Ticket, source: bool, uuid: str, mode: KvMode) -> Outcome | None:
     """Why the rank `uuid` can't be the ticket's source or destination."""
     named = [peer.uuid for peer in (ticket.source if source else ticket.destination)]
@@ -51,5 +69,5 @@ def not_transferred(message: str) -> Outcome:
     return Outcome(failure=Failure.TRANSFER, message=message)
 
 
-def _invalid(message: str) -> Outcome:
-    return Outcome(failure=Failure.INVALID, field="prompt", message=message)
+def _invalid(message: str, field: str = "prompt") -> Outcome:
+    return Outcome(failure=Failure.INVALID, field=field, message=message)

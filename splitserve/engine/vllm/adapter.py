@@ -1,7 +1,8 @@
 """One engine job's life inside vLLM: what is asked of vLLM, and what its outputs mean to a router.
 
-The runner's thread owns the job table; `submit`, `cancel` and what the connector reports are posted to it. Text and
-stop strings are the work of vLLM's own detokeniser, run here so that a resumed request can replay what its client has.
+The runner's thread owns the job table; `submit`, `cancel` and what the connector reports are posted to it. Text, stop
+strings and tool calls are the work of vLLM's own detokeniser and parsers, run here (`output.py`) so that a resumed
+request can replay what its client has.
 """
 
 import json
@@ -12,10 +13,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from splitserve.core.config import KvTransferSettings, VllmSettings
-from splitserve.core.errors import EngineError
+from splitserve.core.errors import EngineError, InvalidRequest
 from splitserve.core.model import ModelInfo
-from splitserve.core.request import FinishReason, SamplingParams
-from splitserve.core.sampler_state import SamplerState
+from splitserve.core.request import FinishReason
 from splitserve.core.worker import (
     DecodeJob,
     Delta,
@@ -33,13 +33,22 @@ from splitserve.core.worker import (
 from splitserve.engine.protocol import EngineInfo, EngineLoad, OnDeltas, OnTransfer, unheard
 from splitserve.engine.vllm.arguments import engine_arguments, prepare_environment, ranks_of, side_channel
 from splitserve.engine.vllm.connector_state import ConnectorState
+from splitserve.engine.vllm.output import Output
+from splitserve.engine.vllm.parsing import Parsers
+from splitserve.engine.vllm.requests import Requests, VllmRequest
 from splitserve.engine.vllm.runner import Runner, start_runner
-from splitserve.engine.vllm.sampler_state import refuse_lost_penalties, restorable
-from splitserve.engine.vllm.translate import detokenizer, logprobs_of, refusals, tokenizer, vllm_params
+from splitserve.engine.vllm.sampler_state import restorable
+from splitserve.engine.vllm.translate import (
+    STRUCTURED_OUTPUT,
+    field_of,
+    logprobs_of,
+    lora_requests,
+    refusals,
+    tokenizer,
+)
 from splitserve.engine.vllm.warm import warm_up
 from splitserve.kv.bridge import AdapterEnd, Connect, HandOver
-from splitserve.kv.job_params import DESTINATION, SOURCE, job_params, ticket_params
-from splitserve.kv.layout import block_bytes, part_of, tokens_to_move
+from splitserve.kv.layout import block_bytes, part_of
 from splitserve.kv.transfer import TransferKey
 
 PARKED_POLL_S = {KvMode.PUSH: 0.05, KvMode.PULL: 0.001}  # our connector rings when KV has come, the stock one never
@@ -48,14 +57,19 @@ NULL_BLOCKS = 1  # vLLM keeps one block as padding
 
 @dataclass(slots=True)
 class _Running:
-    """One job inside vLLM. `sent`: output tokens that the client has or is being sent."""
+    """One job inside vLLM; `output`: a decode's. `constrained`: a grammar is being compiled for it."""
 
     job: Job
     key: TransferKey | None
-    detokenizer: Any = None
-    sent: int = 0
+    output: Output | None = None
+    constrained: bool = False
     prefilled: bool = False
     stats: TransferStats | None = None
+
+    @property
+    def made(self) -> int:
+        """Output tokens made here."""
+        return self.output.sent - len(self.job.output) if isinstance(self.job, DecodeJob) and self.output else 0
 
 
 class VllmEngine:
@@ -92,13 +106,22 @@ class VllmEngine:
         self._bridge = AdapterEnd(self._connector.hear)
         self._closing.callback(self._bridge.close)
         arguments = engine_arguments(self._model, self._settings, self._kv, self._uuid, self._bridge.address, on_cpu)
+        self._tokenizer = tokenizer(str(self._model.path))
+        self._parsers = Parsers(self._settings, self._tokenizer)
+        self._loras = lora_requests(self._settings.loras)
         self._runner: Runner = start_runner(
-            arguments, in_process, self._cpu_core, PARKED_POLL_S[self._kv.mode], self._on_outputs, self._on_broken
+            arguments,
+            in_process,
+            self._cpu_core,
+            PARKED_POLL_S[self._kv.mode],
+            self._on_outputs,
+            self._on_broken,
+            tuple(self._loras.values()),
         )
         self._closing.callback(self._runner.stop)
-        self._tokenizer = tokenizer(str(self._model.path))
         self._max_model_len = self._runner.vllm_config.model_config.max_model_len
         self._restorable = restorable(self._runner.vllm_config)
+        self._requests = Requests(self._max_model_len, self._kv.mode, self._restorable, self._loras)
         self._warm_up()
         info = self._describe()
         self._connector.wait_until_free(info.total_blocks)
@@ -156,19 +179,25 @@ class VllmEngine:
             max_model_len=self._max_model_len,
             max_batched_tokens=config.scheduler_config.max_num_batched_tokens,
             restores=tuple(sorted(self._restorable)),
+            loras=tuple(self._loras),
         )
 
     # On the runner's thread ------------------------------------------------------------------------------------------
     def _add(self, job: Job) -> None:
         output = job.output if isinstance(job, DecodeJob) else ()
-        tokens = [*job.prompt, *output]
-        if not 0 < len(tokens) < self._max_model_len:
-            sentence = f"has {len(tokens)} tokens; this worker takes 1 to {self._max_model_len - 1}"
+        count = len(job.prompt) + len(output)
+        if not 0 < count < self._max_model_len:
+            sentence = f"has {count} tokens; this worker takes 1 to {self._max_model_len - 1}"
             self._refuse(job.job_id, "prompt", sentence)
             return
         try:
-            params = self._vllm_params(job, self._max_model_len - len(tokens))
-            text = detokenizer(self._tokenizer, job) if isinstance(job, DecodeJob) else None
+            model_config = self._runner.vllm_config.model_config
+            parser = self._parsers.of(job, model_config) if isinstance(job, DecodeJob) else None
+            request = self._requests.of(job, parser)
+            made = Output(self._tokenizer, job, parser) if isinstance(job, DecodeJob) else None
+        except InvalidRequest as error:
+            self._refuse(job.job_id, error.field, error.message)
+            return
         except refusals() as error:
             self._refuse(job.job_id, "sampling", str(error))
             return
@@ -176,42 +205,26 @@ class VllmEngine:
         if key in self._by_key:
             self._refuse(job.job_id, "ticket", f"ticket {key} is in use by another job")
             return
-        running = _Running(job, key, sent=len(output), detokenizer=text)
-        self._jobs[job.job_id] = running
+        self._jobs[job.job_id] = _Running(job, key, made, request.params.structured_outputs is not None)
         if key is not None:
             self._by_key[key] = job.job_id
-        if isinstance(job, PrefillJob) and self._kv.mode is KvMode.PUSH:
-            tokens = tokens[: max(1, tokens_to_move(len(tokens)))]
-        self._runner.add(
-            job.job_id, tokens, params, job.priority, lambda message: self._refuse(job.job_id, "prompt", message)
-        )
+        self._runner.add(request, lambda error: self._refuse_for(error, request))
+
+    def _refuse_for(self, error: Exception, request: VllmRequest) -> None:
+        field = field_of(error, request.params, self._runner.vllm_config, self._tokenizer)
+        running = self._jobs.get(request.job_id)
+        if running is not None and field == STRUCTURED_OUTPUT:
+            field = _grammar_field(running.job)
+        self._refuse(request.job_id, field, str(error))
 
     def _cancel(self, job_id: str) -> None:
         if self._forget(job_id) is not None:
             self._runner.abort(job_id)
             self._end(job_id, Outcome(failure=Failure.CANCELLED, message="cancelled"))
 
-    def _vllm_params(self, job: Job, room: int) -> Any:
-        if isinstance(job, PrefillJob):
-            one_token = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-            return vllm_params(one_token, SamplerState.of(one_token, ()), room, self._transfer_params(job))
-        state = SamplerState.of(job.sampling, job.output)
-        refuse_lost_penalties(state, self._restorable)
-        return vllm_params(job.sampling, state, room, self._transfer_params(job))
-
-    def _transfer_params(self, job: Job) -> dict[str, Any] | None:
-        """The job's ticket as the connector's request parameters."""
-        source = isinstance(job, PrefillJob)
-        if self._kv.mode is KvMode.PUSH:
-            side = SOURCE if source else DESTINATION
-            return ticket_params(job.job_id, job.ticket, side, job.deadline_s) if job.ticket else job_params(job.job_id)
-        if job.ticket is None:
-            return None
-        return {"do_remote_decode": True} if source else dict(json.loads(job.ticket.handover))
-
     def _hand_over(self, job_id: str, ticket: Ticket, at_end: bool) -> None:
         running = self._jobs.get(job_id)
-        if running is None or isinstance(running.job, PrefillJob) or running.sent == len(running.job.output):
+        if running is None or running.output is None or not running.made:
             return  # nothing is decoded yet, or not any more
         key = TransferKey(ticket.transfer_id, ticket.epoch)
         self._bridge.tell(HandOver(job_id, key.transfer_id, key.epoch, ticket.destination, at_end))
@@ -241,7 +254,7 @@ class VllmEngine:
             return self._failed(running)
         if isinstance(running.job, PrefillJob):
             return self._prefill_delta(running, output) if output.finished else None
-        return self._decode_delta(running, output.outputs[0])
+        return self._decode_delta(running, output)
 
     def _on_broken(self, error: Exception) -> None:
         """Every job fails; `load` tells the worker, which ends so that it is replaced."""
@@ -253,7 +266,10 @@ class VllmEngine:
 
     def _failed(self, running: _Running) -> Delta:
         self._forget(running.job.job_id)
-        if running.key is None:
+        if running.key is None and running.constrained and not running.made:
+            sentence = "vLLM can't compile it, or the output so far does not keep to it"
+            outcome = Outcome(failure=Failure.INVALID, field=_grammar_field(running.job), message=sentence)
+        elif running.key is None:
             outcome = Outcome(failure=Failure.ENGINE, message="vLLM ended the request with an error")
         else:
             outcome = Outcome(failure=Failure.TRANSFER, message="the KV did not arrive")
@@ -275,21 +291,26 @@ class VllmEngine:
         self._forget(running.job.job_id)
         return Outcome(finish_reason=FinishReason.LENGTH, transfer=running.stats)
 
-    def _decode_delta(self, running: _Running, completion: Any) -> Delta:
-        tokens, reason = list(completion.token_ids), completion.finish_reason
-        stop_string = running.detokenizer.update(tokens, reason == "stop")
-        finish = FinishReason.STOP if stop_string is not None else FinishReason(reason) if reason else None
-        index, running.sent = running.sent, running.detokenizer.num_output_tokens()
-        kept = running.sent - index  # a stop string may cut the last tokens of a step
-        text = running.detokenizer.get_next_output_text(finish is not None, delta=True)
+    def _decode_delta(self, running: _Running, output: Any) -> Delta:
+        assert running.output is not None
+        completion, index = output.outputs[0], running.output.sent
+        tokens, parsed, finish = running.output.take(list(completion.token_ids), completion.finish_reason)
         outcome = None
         if finish is not None:
             outcome = Outcome(finish_reason=finish, transfer=running.stats)
             self._forget(running.job.job_id)
-            if not reason:
+            if not completion.finish_reason:
                 self._runner.abort(running.job.job_id)
         return Delta(
-            running.job.job_id, index, tuple(tokens[:kept]), text, logprobs_of(completion.logprobs)[:kept], outcome
+            running.job.job_id,
+            index,
+            tuple(tokens),
+            parsed.text,
+            logprobs_of(completion.logprobs)[: len(tokens)],
+            outcome,
+            parsed.reasoning,
+            parsed.tool_calls,
+            logprobs_of(output.prompt_logprobs),
         )
 
     def _on_ended(self, key: TransferKey, end: TransferEnd, error: str) -> None:
@@ -326,6 +347,12 @@ class VllmEngine:
 
     def _hear_armed(self, job_id: str) -> None:
         self._runner.post(lambda: self._on_armed(job_id))
+
+
+def _grammar_field(job: Job) -> str:
+    """What its grammar was made of."""
+    of_tools = isinstance(job, DecodeJob) and job.sampling.structured_output is None
+    return "messages.tools" if of_tools else STRUCTURED_OUTPUT
 
 
 def _stock_format(model: ModelInfo, config: Any) -> KvFormat:

@@ -3,19 +3,22 @@
 import contextlib
 import os
 import socket
+from collections.abc import Mapping
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, get_args
 
 from splitserve.core.config import KvTransferSettings, VllmSettings
 from splitserve.core.errors import ConfigError
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import KvMode
+from splitserve.engine.vllm.loras import lora_arguments
 from splitserve.engine.vllm.sampler_state import CPU_WORKER, GPU_WORKER
-from splitserve.kv.control import is_loopback
+from splitserve.kv.host import is_loopback
 
 GIB = 1024**3
 FIRST_PORT = 20_000
 PORTS = 8_000  # below what kernels give to connections
+DRAFTERS_WITHOUT_KV = frozenset({"ngram", "ngram_gpu", "suffix"})
 
 
 def ranks_of(settings: VllmSettings) -> int:
@@ -56,17 +59,41 @@ def side_channel() -> str:
 def engine_arguments(
     model: ModelInfo, settings: VllmSettings, kv: KvTransferSettings, uuid: str, bridge: str, on_cpu: bool
 ) -> dict[str, Any]:
-    """vLLM's EngineArgs; what is not set here keeps vLLM's default. `bridge`: where the connector finds us."""
-    said = settings.model_dump(exclude={"kind", "kv_cache_gib", "extra"})
+    """vLLM's EngineArgs; what is not set here keeps vLLM's default. `bridge`: where the connector finds us. Raises
+    ConfigError for adapters that are not there, and for a drafter whose KV push would leave behind."""
+    if kv.mode is KvMode.PUSH:
+        refuse_drafters_with_kv(settings.extra)
+    said = settings.model_dump(exclude={"kind", "kv_cache_gib", "extra", "loras", "tool_parser"})
     arguments = {name: value for name, value in said.items() if value is not None}
     arguments |= {"model": str(model.path), "served_model_name": model.name, "disable_log_stats": True}
     arguments["kv_transfer_config"] = _kv_transfer_config(model, kv, uuid, bridge)
     arguments.setdefault("enforce_eager", on_cpu)
     arguments["worker_cls"] = CPU_WORKER if on_cpu else GPU_WORKER
+    if settings.loras:
+        arguments |= lora_arguments(settings.loras, _lora_ranks())
     if on_cpu:
         arguments["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * GIB)
         arguments["distributed_executor_backend"] = "mp" if ranks_of(settings) > 1 else "uni"
     return arguments | settings.extra
+
+
+def refuse_drafters_with_kv(extra: Mapping[str, Any]) -> None:
+    """Raises ConfigError. A drafter that has layers of its own has KV of its own: of a prompt that was read elsewhere
+    it would have none, and draft from nothing."""
+    config = extra.get("speculative_config")
+    said = {name for name in ("spec_method", "spec_model") if extra.get(name)}
+    method = config.get("method") if isinstance(config, Mapping) else config
+    if said or (config is not None and method not in DRAFTERS_WITHOUT_KV):
+        field = f"engine.extra.{min(said) if said else 'speculative_config'}"
+        known = ", ".join(sorted(DRAFTERS_WITHOUT_KV))
+        sentence = f"push does not move a drafter's own KV: set the method to one that has none ({known})"
+        raise ConfigError(field, f"{sentence}, or kv_transfer.mode to pull")
+
+
+def _lora_ranks() -> tuple[int, ...]:
+    from vllm.config.lora import MaxLoRARanks
+
+    return get_args(MaxLoRARanks)
 
 
 def _kv_transfer_config(model: ModelInfo, kv: KvTransferSettings, uuid: str, bridge: str) -> Any:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from splitserve.core.errors import ConfigError
-from splitserve.engine.vllm.translate import refusals, vllm_prompt
+from splitserve.engine.vllm.requests import VllmRequest
+from splitserve.engine.vllm.translate import refusals
 
 IDLE_POLL_S = 1.0
 STEPS_PER_NEWS = 2  # one hears that KV has arrived, the next runs the request
@@ -21,6 +22,7 @@ STOP_TIMEOUT_S = 10.0
 
 OnOutputs = Callable[[Sequence[Any]], None]  # vllm.RequestOutput, of one engine step
 OnBroken = Callable[[Exception], None]  # vLLM is beyond use; no call follows
+Refuse = Callable[[Exception], None]
 
 
 class Runner(Protocol):
@@ -30,7 +32,7 @@ class Runner(Protocol):
 
     def post(self, call: Callable[[], None]) -> None: ...
 
-    def add(self, job_id: str, tokens: list[int], params: Any, priority: int, refuse: Callable[[str], None]) -> None:
+    def add(self, request: VllmRequest, refuse: Refuse) -> None:
         """Starts a request; `refuse` is told if vLLM won't have it."""
 
     def abort(self, job_id: str) -> None: ...
@@ -48,12 +50,14 @@ def start_runner(
     parked_poll_s: float,
     on_outputs: OnOutputs,
     on_broken: OnBroken,
+    loras: Sequence[Any] = (),
 ) -> Runner:
     """Builds vLLM from EngineArgs; minutes for a large model. `parked_poll_s`: how long an engine in this process waits
-    for news when a step had nothing to run. Raises ConfigError with vLLM's reason."""
+    for news when a step had nothing to run. `loras`: LoRARequests, loaded at once, so that one that can't be is found
+    now. Raises ConfigError with vLLM's reason."""
     if in_process:
-        return InProcessRunner(arguments, core, parked_poll_s, on_outputs, on_broken)
-    return AsyncRunner(arguments, on_outputs, on_broken)
+        return InProcessRunner(arguments, core, parked_poll_s, on_outputs, on_broken, loras)
+    return AsyncRunner(arguments, on_outputs, on_broken, loras)
 
 
 class InProcessRunner:
@@ -66,7 +70,9 @@ class InProcessRunner:
         parked_poll_s: float,
         on_outputs: OnOutputs,
         on_broken: OnBroken,
+        loras: Sequence[Any],
     ) -> None:
+        self._loras = loras
         self._parked_poll_s = parked_poll_s
         self._on_outputs = on_outputs
         self._on_broken = on_broken
@@ -86,11 +92,11 @@ class InProcessRunner:
     def post(self, call: Callable[[], None]) -> None:
         self._calls.put(call)
 
-    def add(self, job_id: str, tokens: list[int], params: Any, priority: int, refuse: Callable[[str], None]) -> None:
+    def add(self, request: VllmRequest, refuse: Refuse) -> None:
         try:
-            self._engine.add_request(job_id, vllm_prompt(tokens), params, priority=priority)
+            self._engine.add_request(request.job_id, request.prompt, request.params, **request.options)
         except refusals() as error:
-            refuse(str(error))
+            refuse(error)
 
     def abort(self, job_id: str) -> None:
         self._engine.abort_request([job_id])
@@ -134,6 +140,8 @@ class InProcessRunner:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        for lora in self._loras:
+            self._engine.add_lora(lora)
         self.vllm_config = self._engine.vllm_config
         self._scheduler = self._engine.engine_core.engine_core.scheduler
         if core is not None:  # this thread alone, and now: threads that vLLM and the connector start would inherit it
@@ -158,7 +166,10 @@ class InProcessRunner:
 class AsyncRunner:
     """AsyncLLM on an event loop of its own thread."""
 
-    def __init__(self, arguments: dict[str, Any], on_outputs: OnOutputs, on_broken: OnBroken) -> None:
+    def __init__(
+        self, arguments: dict[str, Any], on_outputs: OnOutputs, on_broken: OnBroken, loras: Sequence[Any]
+    ) -> None:
+        self._loras = loras
         self._on_outputs = on_outputs
         self._on_broken = on_broken
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -175,8 +186,8 @@ class AsyncRunner:
     def post(self, call: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(call)
 
-    def add(self, job_id: str, tokens: list[int], params: Any, priority: int, refuse: Callable[[str], None]) -> None:
-        self._tasks[job_id] = self._loop.create_task(self._generate(job_id, tokens, params, priority, refuse))
+    def add(self, request: VllmRequest, refuse: Refuse) -> None:
+        self._tasks[request.job_id] = self._loop.create_task(self._generate(request, refuse))
 
     def abort(self, job_id: str) -> None:
         if (task := self._tasks.pop(job_id, None)) is not None:
@@ -198,24 +209,26 @@ class AsyncRunner:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        for lora in self._loras:
+            await llm.add_lora(lora)
+        return llm
 
     async def _forget_prefixes(self) -> None:
         await self._llm.reset_prefix_cache()
         self._tasks.pop("forget_prefixes", None)
 
-    async def _generate(
-        self, job_id: str, tokens: list[int], params: Any, priority: int, refuse: Callable[[str], None]
-    ) -> None:
+    async def _generate(self, request: VllmRequest, refuse: Refuse) -> None:
+        outputs = self._llm.generate(request.prompt, request.params, request.job_id, **request.options)
         try:
-            async for output in self._llm.generate(vllm_prompt(tokens), params, job_id, priority=priority):
+            async for output in outputs:
                 self._gather(output)
         except refusals() as error:
-            refuse(str(error))
+            refuse(error)
         except Exception as error:  # whatever breaks vLLM must reach its jobs
             self._on_broken(error)
         finally:
-            self._tasks.pop(job_id, None)
+            self._tasks.pop(request.job_id, None)
 
     def _gather(self, output: Any) -> None:
         """The outputs of one engine step become ready in one turn of the loop, so they make one batch."""

@@ -10,7 +10,8 @@ by a constant. With a CPU generator that raises and ends the engine; on a GPU it
 generators of such requests are out of the batch while it samples, so that each draw belongs to a token.
 
 All on vLLM's step thread. For vLLM's model runner V1. V2 derives each draw from seed and position, so that seeds need
-nothing; penalties of requests begun elsewhere are refused there, and with speculative decoding.
+nothing; penalties of requests begun elsewhere are refused there, and with speculative decoding. Grammars live beside
+vLLM's scheduler: `kv/connector/grammar.py`.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from splitserve.core.sampler_state import OUTPUT_PENALTIES, STATEFUL, SamplerState
+from splitserve.core.sampler_state import GRAMMAR, OUTPUT_PENALTIES, STATEFUL, SamplerState
 from splitserve.engine.vllm.versions import keep_seeds
 
 CPU_WORKER = "splitserve.engine.vllm.on_cpu.CpuWorker"
@@ -34,10 +35,10 @@ Draw = Callable[[Any], object]  # makes one draw with a torch.Generator
 def restorable(vllm_config: Any) -> frozenset[str]:
     """The fields of STATEFUL that an engine of this configuration can take up."""
     if vllm_config.speculative_config is not None:
-        return frozenset()
+        return frozenset({GRAMMAR})
     if vllm_config.use_v2_model_runner:
-        return frozenset({"seed"})
-    return STATEFUL if vllm_config.parallel_config.worker_cls in WORKER_CLASSES else frozenset()
+        return frozenset({GRAMMAR, "seed"})
+    return STATEFUL if vllm_config.parallel_config.worker_cls in WORKER_CLASSES else frozenset({GRAMMAR})
 
 
 def refuse_lost_penalties(state: SamplerState, restores: Collection[str]) -> None:

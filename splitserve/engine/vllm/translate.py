@@ -1,16 +1,23 @@
 """Between our nouns and vLLM's: sampling parameters, detokeniser, log-probabilities. No state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from splitserve.core.request import Logprob, SamplingParams
+from splitserve.core.request import Logprob, SamplingParams, StructuredOutput
 from splitserve.core.sampler_state import SamplerState
 from splitserve.core.worker import DecodeJob
 from splitserve.engine.vllm.sampler_state import extra_args
 
+STRUCTURED_OUTPUT = "sampling.structured_output"
+NAMED = ("logit_bias", "min_p", "prompt_logprobs", "logprobs", "stop_token_ids", "temperature", "top_p", "top_k")
+
 
 def vllm_params(
-    sampling: SamplingParams, state: SamplerState, room: int, kv_transfer_params: dict[str, Any] | None
+    sampling: SamplingParams,
+    state: SamplerState,
+    room: int,
+    extra: dict[str, Any],
+    structured_outputs: Any = None,
 ) -> Any:
     """vLLM's SamplingParams for what is left of a request in this state; `room` is what the model's length leaves. Stop
     strings and text stay with our detokeniser. Raises ValueError for what vLLM refuses."""
@@ -19,7 +26,6 @@ def vllm_params(
 
     produced = state.output_tokens
     left = room if sampling.max_tokens is None else min(room, sampling.max_tokens - produced)
-    transfer = {} if kv_transfer_params is None else {"kv_transfer_params": kv_transfer_params}
     return VllmSamplingParams(
         max_tokens=left,
         min_tokens=min(left, max(0, sampling.min_tokens - produced)),
@@ -34,9 +40,25 @@ def vllm_params(
         stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
+        prompt_logprobs=None if produced else sampling.prompt_logprobs,
+        logit_bias=dict(sampling.logit_bias) or None,
+        structured_outputs=structured_outputs,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        extra_args=transfer | extra_args(state) or None,
+        extra_args=extra | extra_args(state) or None,
+    )
+
+
+def structured_params(said: StructuredOutput) -> Any:
+    """Raises ValueError unless one kind is said."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return StructuredOutputsParams(
+        json=said.json_schema or None,
+        json_object=said.json_object or None,
+        regex=said.regex or None,
+        choice=list(said.choice) or None,
+        grammar=said.grammar or None,
     )
 
 
@@ -47,10 +69,29 @@ def refusals() -> tuple[type[Exception], ...]:
     return ValueError, VLLMValidationError
 
 
-def vllm_prompt(tokens: list[int]) -> Any:
-    from vllm.inputs.engine import tokens_input
+def field_of(error: Exception, params: Any, vllm_config: Any, tokenizer: Any) -> str:
+    """Which of a request's fields vLLM means. It names parameters now and then, some in its sentence only, and never
+    the structured output."""
+    said = f"{getattr(error, 'parameter', None)} {error}"
+    named = [name for name in NAMED if name in said and getattr(params, name)]
+    if named:
+        return f"sampling.{named[0]}"
+    if params.structured_outputs is None:
+        return "prompt"
+    try:
+        type(params)(structured_outputs=params.structured_outputs).verify(
+            vllm_config.model_config, None, vllm_config.structured_outputs_config, tokenizer
+        )
+    except refusals():
+        return STRUCTURED_OUTPUT
+    return "prompt"
 
-    return tokens_input(tokens)
+
+def lora_requests(loras: Mapping[str, str]) -> dict[str, Any]:
+    """vLLM's LoRARequest of each adapter, by name."""
+    from vllm.lora.request import LoRARequest
+
+    return {name: LoRARequest(name, number, path) for number, (name, path) in enumerate(loras.items(), start=1)}
 
 
 def tokenizer(path: str) -> Any:
@@ -59,13 +100,19 @@ def tokenizer(path: str) -> Any:
     return get_tokenizer(path)
 
 
-def detokenizer(vllm_tokenizer: Any, job: DecodeJob) -> Any:
-    """vLLM's incremental detokeniser, primed with the prompt and with what the client already has."""
+def detokenizer(vllm_tokenizer: Any, job: DecodeJob, skip_special_tokens: bool) -> Any:
+    """vLLM's incremental detokeniser, primed with the prompt."""
     from vllm import SamplingParams as VllmSamplingParams
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-    params = VllmSamplingParams(max_tokens=None, stop=list(job.sampling.stop), min_tokens=job.sampling.min_tokens)
+    params = VllmSamplingParams(
+        max_tokens=None,
+        stop=list(job.sampling.stop),
+        min_tokens=job.sampling.min_tokens,
+        include_stop_str_in_output=job.sampling.include_stop,
+        skip_special_tokens=skip_special_tokens,
+    )
     request = EngineCoreRequest(
         request_id=job.job_id,
         prompt_token_ids=list(job.prompt),
@@ -77,16 +124,12 @@ def detokenizer(vllm_tokenizer: Any, job: DecodeJob) -> Any:
         cache_salt=None,
         data_parallel_rank=None,
     )
-    made = IncrementalDetokenizer.from_new_request(vllm_tokenizer, request)
-    for token in job.output:
-        made.update([token], False)
-        made.get_next_output_text(False, delta=True)
-    return made
+    return IncrementalDetokenizer.from_new_request(vllm_tokenizer, request)
 
 
-def logprobs_of(positions: Sequence[dict[int, Any]] | None) -> tuple[tuple[Logprob, ...], ...]:
-    """vLLM gives per position a dict with the sampled token first, then the likeliest."""
+def logprobs_of(positions: Sequence[dict[int, Any] | None] | None) -> tuple[tuple[Logprob, ...], ...]:
+    """vLLM gives per position a dict with the token itself first, then the likeliest; none for a prompt's first."""
     return tuple(
-        tuple(Logprob(token, entry.logprob, entry.rank or 0) for token, entry in position.items())
+        tuple(Logprob(token, entry.logprob, entry.rank or 0) for token, entry in (position or {}).items())
         for position in positions or ()
     )

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 
 from splitserve.core.errors import ConfigError
-from splitserve.core.request import SamplingParams
-from splitserve.core.worker import DecodeJob, Delta
+from splitserve.core.request import SamplingParams, StructuredOutput
+from splitserve.core.worker import DecodeJob, Delta, Failure, Outcome
 from splitserve.engine.vllm.runner import START_TIMEOUT_S
 
 LONG_PROMPT = 512  # tokens, as far as the model's length allows
@@ -13,7 +13,9 @@ TOKENS = 4
 
 PATHS = (
     SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True),
-    SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True, logprobs=2),
+    SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True, logprobs=2, prompt_logprobs=2),
+    SamplingParams(max_tokens=TOKENS, temperature=0.0, structured_output=StructuredOutput(choice=("yes", "no"))),
+    SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True, logit_bias={1: 1.0}),
     SamplingParams(max_tokens=TOKENS, temperature=0.8, min_p=0.1, ignore_eos=True),
     SamplingParams(
         max_tokens=TOKENS, min_tokens=2, presence_penalty=0.5, frequency_penalty=0.5, repetition_penalty=1.1
@@ -26,11 +28,12 @@ def warm_up(
     submit: Callable[[DecodeJob], None], ended: "SimpleQueue[Delta]", vocab_size: int, max_model_len: int
 ) -> None:
     """Runs the paths one after the other, the first on a long prompt and the last once more as if begun elsewhere; each
-    one's last delta is awaited in `ended`. Raises ConfigError with vLLM's words if one can't run."""
+    one's last delta is awaited in `ended`. One that vLLM refuses (with speculative decoding some are) nobody can take.
+    Raises ConfigError with vLLM's words if one can't run."""
     for job in _jobs(vocab_size, max_model_len):
         submit(job)
         outcome = _wait(ended).outcome
-        if outcome is None or outcome.failure is not None:
+        if outcome is None or (outcome.failure is not None and not _refused(outcome)):
             said = outcome.message if outcome else "no outcome"
             raise ConfigError("engine", f"warming up {job.sampling} failed: {said}")
 
@@ -41,6 +44,10 @@ def _jobs(vocab_size: int, max_model_len: int) -> Iterator[DecodeJob]:
         prompt = tuple(token % vocab_size for token in range(1, length + 1))
         output = prompt[:1] if number == len(PATHS) else ()
         yield DecodeJob(f"warm-up-{number}", "warm-up", prompt, sampling, START_TIMEOUT_S, output)
+
+
+def _refused(outcome: Outcome) -> bool:
+    return outcome.failure is Failure.INVALID and outcome.field.startswith("sampling")
 
 
 def _wait(ended: "SimpleQueue[Delta]") -> Delta:

@@ -19,6 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPull
 
 from splitserve.core.config import CudaGraphs, KvTransferSettings
 from splitserve.kv.bridge import Armed, ConnectorEnd, Free, HandOver, ToConnector
+from splitserve.kv.connector.grammar import start_grammar
 from splitserve.kv.connector.model import group_of, kv_groups, rank_of
 from splitserve.kv.connector.scheduler import SchedulerHalf, StepMetadata
 from splitserve.kv.connector.versions import CompletionHooks, TransferResults, heads_first_layout, refuse_broken_pull
@@ -104,6 +105,7 @@ class PushConnector(_BlockReports, CompletionHooks, KVConnectorBase_V1, Supports
                 self._reports.tell(Armed(message.job_id))
 
     def on_new_request(self, request: "Request") -> None:
+        start_grammar(request)
         self._scheduler.admit(request)
 
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int, bool]:
@@ -170,7 +172,7 @@ class PushConnector(_BlockReports, CompletionHooks, KVConnectorBase_V1, Supports
 
 
 class PullConnector(_BlockReports, NixlPullConnector):  # type: ignore[misc]
-    """vLLM's stock pull connector (kv_transfer.mode: pull), which also reports free blocks."""
+    """vLLM's stock pull connector (kv_transfer.mode: pull), which also reports free blocks and starts grammars."""
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
         refuse_broken_pull()
@@ -178,6 +180,10 @@ class PullConnector(_BlockReports, NixlPullConnector):  # type: ignore[misc]
         self._extra = vllm_config.kv_transfer_config.get_from_extra_config
         if role == KVConnectorRole.SCHEDULER:
             self._open_reports(vllm_config)
+
+    def on_new_request(self, request: "Request") -> None:
+        start_grammar(request)
+        super().on_new_request(request)
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
         self._report_free()

@@ -22,37 +22,74 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsplitserve/v1/inference.proto\x12\rsplitserve.v1\"\xff\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12,\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x17.splitserve.v1.TokenIdsH\x00\x12/\n\x08messages\x18\x04 \x01(\x0b\x32\x1b.splitserve.v1.ChatMessagesH\x00\x12/\n\x08sampling\x18\x05 \x01(\x0b\x32\x1d.splitserve.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x11\n\tslo_class\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x12\n\nsession_id\x18\t \x01(\t\x12\x17\n\ndeadline_s\x18\n \x01(\x01H\x01\x88\x01\x01\x12#\n\x16inter_token_deadline_s\x18\x0b \x01(\x01H\x02\x88\x01\x01\x42\x08\n\x06promptB\r\n\x0b_deadline_sB\x19\n\x17_inter_token_deadline_s\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"<\n\x0c\x43hatMessages\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.splitserve.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x80\x04\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x03H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x15\n\x08logprobs\x18\x0e \x01(\x03H\n\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"\x88\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12.\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1c.splitserve.v1.TokenLogprobs\x12\x32\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x1b.splitserve.v1.FinishReason\x12#\n\x05usage\x18\x07 \x01(\x0b\x32\x14.splitserve.v1.Usage\x12\'\n\x07timings\x18\x08 \x01(\x0b\x32\x16.splitserve.v1.Timings\"4\n\rTokenLogprobs\x12#\n\x03top\x18\x01 \x03(\x0b\x32\x16.splitserve.v1.Logprob\":\n\x07Logprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x0c\n\x04rank\x18\x03 \x01(\x03\"5\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x15\n\routput_tokens\x18\x02 \x01(\x04\"\xdb\x01\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x04 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x05 \x01(\x01\x12\x16\n\x0eprefill_worker\x18\x06 \x01(\t\x12\x15\n\rdecode_worker\x18\x07 \x01(\t\x12\x10\n\x08kv_bytes\x18\x08 \x01(\x04\x12%\n\x1dkv_bytes_before_prefill_ended\x18\t \x01(\x04\x12\x10\n\x08\x61ttempts\x18\n \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32Z\n\tInference\x12M\n\x08Generate\x12\x1e.splitserve.v1.GenerateRequest\x1a\x1f.splitserve.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsplitserve/v1/inference.proto\x12\rsplitserve.v1\x1a\x17google/rpc/status.proto\"\xb1\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12,\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x17.splitserve.v1.TokenIdsH\x00\x12/\n\x08messages\x18\x04 \x01(\x0b\x32\x1b.splitserve.v1.ChatMessagesH\x00\x12/\n\x08sampling\x18\x05 \x01(\x0b\x32\x1d.splitserve.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x11\n\tslo_class\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x12\n\nsession_id\x18\t \x01(\t\x12\x17\n\ndeadline_s\x18\n \x01(\x01H\x01\x88\x01\x01\x12#\n\x16inter_token_deadline_s\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04lora\x18\x0c \x01(\t\x12\x12\n\ncache_salt\x18\r \x01(\t\x12\x0e\n\x06output\x18\x0e \x03(\rB\x08\n\x06promptB\r\n\x0b_deadline_sB\x19\n\x17_inter_token_deadline_s\"r\n\x0bManyRequest\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12)\n\x05start\x18\x02 \x01(\x0b\x32\x18.splitserve.v1.ManyStartH\x00\x12\x10\n\x06\x63\x61ncel\x18\x03 \x01(\x08H\x00\x12\x0e\n\x04more\x18\x04 \x01(\rH\x00\x42\x06\n\x04kind\"]\n\tManyStart\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.splitserve.v1.GenerateRequest\x12\x0e\n\x06window\x18\x02 \x01(\r\x12\x0f\n\x07\x61pi_key\x18\x03 \x01(\t\"8\n\x0cManyResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.splitserve.v1.ManyEvent\"~\n\tManyEvent\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x31\n\x08response\x18\x02 \x01(\x0b\x32\x1f.splitserve.v1.GenerateResponse\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x08\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc7\x01\n\x0c\x43hatMessages\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.splitserve.v1.ChatMessage\x12\"\n\x05tools\x18\x02 \x03(\x0b\x32\x13.splitserve.v1.Tool\x12.\n\x0btool_choice\x18\x03 \x01(\x0b\x32\x19.splitserve.v1.ToolChoice\x12\x15\n\rtemplate_args\x18\x04 \x01(\t\x12\x1e\n\x16\x63ontinue_final_message\x18\x05 \x01(\x08\"\x90\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12+\n\ntool_calls\x18\x03 \x03(\x0b\x32\x17.splitserve.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x11\n\treasoning\x18\x06 \x01(\t\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"\xa9\x01\n\nToolChoice\x12.\n\x04mode\x18\x01 \x01(\x0e\x32\x1e.splitserve.v1.ToolChoice.ModeH\x00\x12\x12\n\x08\x66unction\x18\x02 \x01(\tH\x00\"M\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\r\n\tMODE_NONE\x10\x02\x12\x11\n\rMODE_REQUIRED\x10\x03\x42\x08\n\x06\x63hoice\"F\n\x08ToolCall\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"\xc8\x06\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x03H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x15\n\x08logprobs\x18\x0e \x01(\x03H\n\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x0f \x01(\x03H\x0b\x88\x01\x01\x12\x0e\n\x01n\x18\x10 \x01(\x03H\x0c\x88\x01\x01\x12@\n\nlogit_bias\x18\x11 \x03(\x0b\x32,.splitserve.v1.SamplingParams.LogitBiasEntry\x12:\n\x11structured_output\x18\x12 \x01(\x0b\x32\x1f.splitserve.v1.StructuredOutput\x12 \n\x13skip_special_tokens\x18\x13 \x01(\x08H\r\x88\x01\x01\x12\x14\n\x0cinclude_stop\x18\x14 \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x04\n\x02_nB\x16\n\x14_skip_special_tokens\"\x96\x01\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x02 \x01(\x08H\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12(\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x16.splitserve.v1.ChoicesH\x00\x12\x11\n\x07grammar\x18\x05 \x01(\tH\x00\x42\x06\n\x04kind\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\x8f\x03\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12.\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1c.splitserve.v1.TokenLogprobs\x12\x32\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x1b.splitserve.v1.FinishReason\x12#\n\x05usage\x18\x07 \x01(\x0b\x32\x14.splitserve.v1.Usage\x12\'\n\x07timings\x18\x08 \x01(\x0b\x32\x16.splitserve.v1.Timings\x12\x0e\n\x06\x63hoice\x18\t \x01(\r\x12\x11\n\treasoning\x18\n \x01(\t\x12+\n\ntool_calls\x18\x0b \x03(\x0b\x32\x17.splitserve.v1.ToolCall\x12\x35\n\x0fprompt_logprobs\x18\x0c \x03(\x0b\x32\x1c.splitserve.v1.TokenLogprobs\"4\n\rTokenLogprobs\x12#\n\x03top\x18\x01 \x03(\x0b\x32\x16.splitserve.v1.Logprob\":\n\x07Logprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x0c\n\x04rank\x18\x03 \x01(\x03\"5\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x15\n\routput_tokens\x18\x02 \x01(\x04\"\xdb\x01\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x04 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x05 \x01(\x01\x12\x16\n\x0eprefill_worker\x18\x06 \x01(\t\x12\x15\n\rdecode_worker\x18\x07 \x01(\t\x12\x10\n\x08kv_bytes\x18\x08 \x01(\x04\x12%\n\x1dkv_bytes_before_prefill_ended\x18\t \x01(\x04\x12\x10\n\x08\x61ttempts\x18\n \x01(\r\"k\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12/\n\x08messages\x18\x03 \x01(\x0b\x32\x1b.splitserve.v1.ChatMessagesH\x00\x42\x08\n\x06prompt\"<\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\x04\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.splitserve.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\x04\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x03*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x32\x89\x03\n\tInference\x12M\n\x08Generate\x12\x1e.splitserve.v1.GenerateRequest\x1a\x1f.splitserve.v1.GenerateResponse0\x01\x12K\n\x0cGenerateMany\x12\x1a.splitserve.v1.ManyRequest\x1a\x1b.splitserve.v1.ManyResponse(\x01\x30\x01\x12K\n\x08Tokenize\x12\x1e.splitserve.v1.TokenizeRequest\x1a\x1f.splitserve.v1.TokenizeResponse\x12Q\n\nListModels\x12 .splitserve.v1.ListModelsRequest\x1a!.splitserve.v1.ListModelsResponse\x12@\n\x08GetModel\x12\x1e.splitserve.v1.GetModelRequest\x1a\x14.splitserve.v1.Modelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'splitserve.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1740
-  _globals['_FINISHREASON']._serialized_end=1835
-  _globals['_GENERATEREQUEST']._serialized_start=49
-  _globals['_GENERATEREQUEST']._serialized_end=432
-  _globals['_TOKENIDS']._serialized_start=434
-  _globals['_TOKENIDS']._serialized_end=457
-  _globals['_CHATMESSAGES']._serialized_start=459
-  _globals['_CHATMESSAGES']._serialized_end=519
-  _globals['_CHATMESSAGE']._serialized_start=521
-  _globals['_CHATMESSAGE']._serialized_end=565
-  _globals['_SAMPLINGPARAMS']._serialized_start=568
-  _globals['_SAMPLINGPARAMS']._serialized_end=1080
-  _globals['_GENERATERESPONSE']._serialized_start=1083
-  _globals['_GENERATERESPONSE']._serialized_end=1347
-  _globals['_TOKENLOGPROBS']._serialized_start=1349
-  _globals['_TOKENLOGPROBS']._serialized_end=1401
-  _globals['_LOGPROB']._serialized_start=1403
-  _globals['_LOGPROB']._serialized_end=1461
-  _globals['_USAGE']._serialized_start=1463
-  _globals['_USAGE']._serialized_end=1516
-  _globals['_TIMINGS']._serialized_start=1519
-  _globals['_TIMINGS']._serialized_end=1738
-  _globals['_INFERENCE']._serialized_start=1837
-  _globals['_INFERENCE']._serialized_end=1927
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_FINISHREASON']._serialized_start=3766
+  _globals['_FINISHREASON']._serialized_end=3891
+  _globals['_GENERATEREQUEST']._serialized_start=74
+  _globals['_GENERATEREQUEST']._serialized_end=507
+  _globals['_MANYREQUEST']._serialized_start=509
+  _globals['_MANYREQUEST']._serialized_end=623
+  _globals['_MANYSTART']._serialized_start=625
+  _globals['_MANYSTART']._serialized_end=718
+  _globals['_MANYRESPONSE']._serialized_start=720
+  _globals['_MANYRESPONSE']._serialized_end=776
+  _globals['_MANYEVENT']._serialized_start=778
+  _globals['_MANYEVENT']._serialized_end=904
+  _globals['_TOKENIDS']._serialized_start=906
+  _globals['_TOKENIDS']._serialized_end=929
+  _globals['_CHATMESSAGES']._serialized_start=932
+  _globals['_CHATMESSAGES']._serialized_end=1131
+  _globals['_CHATMESSAGE']._serialized_start=1134
+  _globals['_CHATMESSAGE']._serialized_end=1278
+  _globals['_TOOL']._serialized_start=1280
+  _globals['_TOOL']._serialized_end=1341
+  _globals['_TOOLCHOICE']._serialized_start=1344
+  _globals['_TOOLCHOICE']._serialized_end=1513
+  _globals['_TOOLCHOICE_MODE']._serialized_start=1426
+  _globals['_TOOLCHOICE_MODE']._serialized_end=1503
+  _globals['_TOOLCALL']._serialized_start=1515
+  _globals['_TOOLCALL']._serialized_end=1585
+  _globals['_SAMPLINGPARAMS']._serialized_start=1588
+  _globals['_SAMPLINGPARAMS']._serialized_end=2428
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=2166
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=2214
+  _globals['_STRUCTUREDOUTPUT']._serialized_start=2431
+  _globals['_STRUCTUREDOUTPUT']._serialized_end=2581
+  _globals['_CHOICES']._serialized_start=2583
+  _globals['_CHOICES']._serialized_end=2607
+  _globals['_GENERATERESPONSE']._serialized_start=2610
+  _globals['_GENERATERESPONSE']._serialized_end=3009
+  _globals['_TOKENLOGPROBS']._serialized_start=3011
+  _globals['_TOKENLOGPROBS']._serialized_end=3063
+  _globals['_LOGPROB']._serialized_start=3065
+  _globals['_LOGPROB']._serialized_end=3123
+  _globals['_USAGE']._serialized_start=3125
+  _globals['_USAGE']._serialized_end=3178
+  _globals['_TIMINGS']._serialized_start=3181
+  _globals['_TIMINGS']._serialized_end=3400
+  _globals['_TOKENIZEREQUEST']._serialized_start=3402
+  _globals['_TOKENIZEREQUEST']._serialized_end=3509
+  _globals['_TOKENIZERESPONSE']._serialized_start=3511
+  _globals['_TOKENIZERESPONSE']._serialized_end=3571
+  _globals['_LISTMODELSREQUEST']._serialized_start=3573
+  _globals['_LISTMODELSREQUEST']._serialized_end=3592
+  _globals['_LISTMODELSRESPONSE']._serialized_start=3594
+  _globals['_LISTMODELSRESPONSE']._serialized_end=3652
+  _globals['_GETMODELREQUEST']._serialized_start=3654
+  _globals['_GETMODELREQUEST']._serialized_end=3685
+  _globals['_MODEL']._serialized_start=3687
+  _globals['_MODEL']._serialized_end=3764
+  _globals['_INFERENCE']._serialized_start=3894
+  _globals['_INFERENCE']._serialized_end=4287
 # @@protoc_insertion_point(module_scope)

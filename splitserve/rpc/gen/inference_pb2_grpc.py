@@ -39,6 +39,26 @@ class InferenceStub:
                 request_serializer=splitserve_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=splitserve_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.GenerateMany = channel.stream_stream(
+                '/splitserve.v1.Inference/GenerateMany',
+                request_serializer=splitserve_dot_v1_dot_inference__pb2.ManyRequest.SerializeToString,
+                response_deserializer=splitserve_dot_v1_dot_inference__pb2.ManyResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/splitserve.v1.Inference/Tokenize',
+                request_serializer=splitserve_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=splitserve_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/splitserve.v1.Inference/ListModels',
+                request_serializer=splitserve_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=splitserve_dot_v1_dot_inference__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/splitserve.v1.Inference/GetModel',
+                request_serializer=splitserve_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=splitserve_dot_v1_dot_inference__pb2.Model.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer:
@@ -52,6 +72,34 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateMany(self, request_iterator, context):
+        """Generate, for callers that have many requests at once, such as a gateway: all of them on one call, and each message
+        down brings what came for all of them since the one before. A message a token costs a router ten times the token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """The tokens that Generate would read for this prompt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """NOT_FOUND for a name that ListModels does not have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +107,26 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=splitserve_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=splitserve_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'GenerateMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.GenerateMany,
+                    request_deserializer=splitserve_dot_v1_dot_inference__pb2.ManyRequest.FromString,
+                    response_serializer=splitserve_dot_v1_dot_inference__pb2.ManyResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=splitserve_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
+                    response_serializer=splitserve_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=splitserve_dot_v1_dot_inference__pb2.ListModelsRequest.FromString,
+                    response_serializer=splitserve_dot_v1_dot_inference__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=splitserve_dot_v1_dot_inference__pb2.GetModelRequest.FromString,
+                    response_serializer=splitserve_dot_v1_dot_inference__pb2.Model.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -88,6 +156,114 @@ class Inference:
             '/splitserve.v1.Inference/Generate',
             splitserve_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             splitserve_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/splitserve.v1.Inference/GenerateMany',
+            splitserve_dot_v1_dot_inference__pb2.ManyRequest.SerializeToString,
+            splitserve_dot_v1_dot_inference__pb2.ManyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitserve.v1.Inference/Tokenize',
+            splitserve_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+            splitserve_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitserve.v1.Inference/ListModels',
+            splitserve_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
+            splitserve_dot_v1_dot_inference__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitserve.v1.Inference/GetModel',
+            splitserve_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
+            splitserve_dot_v1_dot_inference__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

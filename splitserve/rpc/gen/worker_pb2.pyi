@@ -71,7 +71,7 @@ class Join(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[_Union[WorkerInfo, _Mapping]] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("uuid", "name", "pool", "model", "kv", "kv_peers", "total_blocks", "max_sequences", "max_model_len", "metrics_address", "pid", "engine", "restores")
+    __slots__ = ("uuid", "name", "pool", "model", "kv", "kv_peers", "total_blocks", "max_sequences", "max_model_len", "metrics_address", "pid", "engine", "restores", "loras")
     UUID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class WorkerInfo(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     RESTORES_FIELD_NUMBER: _ClassVar[int]
+    LORAS_FIELD_NUMBER: _ClassVar[int]
     uuid: str
     name: str
     pool: Pool
@@ -98,7 +99,8 @@ class WorkerInfo(_message.Message):
     pid: int
     engine: str
     restores: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, uuid: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[_Union[Pool, str]] = ..., model: _Optional[str] = ..., kv: _Optional[_Union[KvFormat, _Mapping]] = ..., kv_peers: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ..., total_blocks: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_model_len: _Optional[int] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., engine: _Optional[str] = ..., restores: _Optional[_Iterable[str]] = ...) -> None: ...
+    loras: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, uuid: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[_Union[Pool, str]] = ..., model: _Optional[str] = ..., kv: _Optional[_Union[KvFormat, _Mapping]] = ..., kv_peers: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ..., total_blocks: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_model_len: _Optional[int] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., engine: _Optional[str] = ..., restores: _Optional[_Iterable[str]] = ..., loras: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class KvFormat(_message.Message):
     __slots__ = ("model_fingerprint", "dtype", "block_size", "layers", "kv_heads", "head_dim", "mode", "block_bytes", "transport")
@@ -123,14 +125,16 @@ class KvFormat(_message.Message):
     def __init__(self, model_fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., mode: _Optional[str] = ..., block_bytes: _Optional[int] = ..., transport: _Optional[str] = ...) -> None: ...
 
 class KvPeer(_message.Message):
-    __slots__ = ("uuid", "endpoint", "part")
+    __slots__ = ("uuid", "endpoint", "part", "public_key")
     UUID_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     uuid: str
     endpoint: str
     part: KvPart
-    def __init__(self, uuid: _Optional[str] = ..., endpoint: _Optional[str] = ..., part: _Optional[_Union[KvPart, _Mapping]] = ...) -> None: ...
+    public_key: str
+    def __init__(self, uuid: _Optional[str] = ..., endpoint: _Optional[str] = ..., part: _Optional[_Union[KvPart, _Mapping]] = ..., public_key: _Optional[str] = ...) -> None: ...
 
 class KvPart(_message.Message):
     __slots__ = ("first_layer", "layers", "first_head", "heads", "tensor_rank", "replica", "replicas")
@@ -151,7 +155,7 @@ class KvPart(_message.Message):
     def __init__(self, first_layer: _Optional[int] = ..., layers: _Optional[int] = ..., first_head: _Optional[int] = ..., heads: _Optional[int] = ..., tensor_rank: _Optional[int] = ..., replica: _Optional[int] = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("seen_jobs", "free_blocks", "free_sequences", "prefill_tokens", "prefill_token_limit", "parked_limit_blocks", "running", "quarantined_blocks", "pinned_blocks", "pool", "draining", "produced_tokens")
+    __slots__ = ("seen_jobs", "free_blocks", "free_sequences", "prefill_tokens", "prefill_token_limit", "parked_limit_blocks", "running", "quarantined_blocks", "pinned_blocks", "pool", "draining", "produced_tokens", "routers")
     SEEN_JOBS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FREE_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +168,7 @@ class Load(_message.Message):
     POOL_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     PRODUCED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ROUTERS_FIELD_NUMBER: _ClassVar[int]
     seen_jobs: int
     free_blocks: int
     free_sequences: int
@@ -176,7 +181,8 @@ class Load(_message.Message):
     pool: Pool
     draining: bool
     produced_tokens: int
-    def __init__(self, seen_jobs: _Optional[int] = ..., free_blocks: _Optional[int] = ..., free_sequences: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., prefill_token_limit: _Optional[int] = ..., parked_limit_blocks: _Optional[int] = ..., running: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., draining: _Optional[bool] = ..., produced_tokens: _Optional[int] = ...) -> None: ...
+    routers: int
+    def __init__(self, seen_jobs: _Optional[int] = ..., free_blocks: _Optional[int] = ..., free_sequences: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., prefill_token_limit: _Optional[int] = ..., parked_limit_blocks: _Optional[int] = ..., running: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., draining: _Optional[bool] = ..., produced_tokens: _Optional[int] = ..., routers: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("router_uuid", "heartbeat_interval_s")
@@ -187,7 +193,7 @@ class Welcome(_message.Message):
     def __init__(self, router_uuid: _Optional[str] = ..., heartbeat_interval_s: _Optional[float] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("number", "job_id", "request_id", "prefill", "decode", "prompt", "ticket", "deadline_s", "priority")
+    __slots__ = ("number", "job_id", "request_id", "prefill", "decode", "prompt", "ticket", "deadline_s", "priority", "lora", "cache_salt", "traceparent")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -197,6 +203,9 @@ class Job(_message.Message):
     TICKET_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    LORA_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     number: int
     job_id: str
     request_id: str
@@ -206,19 +215,32 @@ class Job(_message.Message):
     ticket: Ticket
     deadline_s: float
     priority: int
-    def __init__(self, number: _Optional[int] = ..., job_id: _Optional[str] = ..., request_id: _Optional[str] = ..., prefill: _Optional[_Union[PrefillJob, _Mapping]] = ..., decode: _Optional[_Union[DecodeJob, _Mapping]] = ..., prompt: _Optional[_Iterable[int]] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., deadline_s: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
+    lora: str
+    cache_salt: str
+    traceparent: str
+    def __init__(self, number: _Optional[int] = ..., job_id: _Optional[str] = ..., request_id: _Optional[str] = ..., prefill: _Optional[_Union[PrefillJob, _Mapping]] = ..., decode: _Optional[_Union[DecodeJob, _Mapping]] = ..., prompt: _Optional[_Iterable[int]] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., deadline_s: _Optional[float] = ..., priority: _Optional[int] = ..., lora: _Optional[str] = ..., cache_salt: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class PrefillJob(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class DecodeJob(_message.Message):
-    __slots__ = ("sampling", "output")
+    __slots__ = ("sampling", "output", "parse")
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    PARSE_FIELD_NUMBER: _ClassVar[int]
     sampling: _inference_pb2.SamplingParams
     output: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ...) -> None: ...
+    parse: Parse
+    def __init__(self, sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., output: _Optional[_Iterable[int]] = ..., parse: _Optional[_Union[Parse, _Mapping]] = ...) -> None: ...
+
+class Parse(_message.Message):
+    __slots__ = ("tools", "tool_choice")
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    tools: _containers.RepeatedCompositeFieldContainer[_inference_pb2.Tool]
+    tool_choice: _inference_pb2.ToolChoice
+    def __init__(self, tools: _Optional[_Iterable[_Union[_inference_pb2.Tool, _Mapping]]] = ..., tool_choice: _Optional[_Union[_inference_pb2.ToolChoice, _Mapping]] = ...) -> None: ...
 
 class Ticket(_message.Message):
     __slots__ = ("transfer_id", "epoch", "source", "destination", "handover")
@@ -267,20 +289,26 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class Delta(_message.Message):
-    __slots__ = ("job_id", "index", "token_ids", "text", "logprobs", "outcome")
+    __slots__ = ("job_id", "index", "token_ids", "text", "logprobs", "outcome", "reasoning", "tool_calls", "prompt_logprobs")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     index: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     logprobs: _containers.RepeatedCompositeFieldContainer[_inference_pb2.TokenLogprobs]
     outcome: Outcome
-    def __init__(self, job_id: _Optional[str] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_inference_pb2.TokenLogprobs, _Mapping]]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ...) -> None: ...
+    reasoning: str
+    tool_calls: _containers.RepeatedCompositeFieldContainer[_inference_pb2.ToolCall]
+    prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_inference_pb2.TokenLogprobs]
+    def __init__(self, job_id: _Optional[str] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_inference_pb2.TokenLogprobs, _Mapping]]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., reasoning: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[_inference_pb2.ToolCall, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_inference_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("finish_reason", "failure", "message", "field", "handover", "transfer")

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+from google.rpc.status_pb2 import Status
 
 from splitserve.client import AsyncClient, Client, Drained, Retries
 from splitserve.client.calls import request_of
@@ -39,6 +40,24 @@ class Flaky(inference_pb2_grpc.InferenceServicer):
             await context.write(inference_pb2.GenerateResponse(token_ids=[1, 2]))
         if self.calls <= self._failures:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "try again")
+
+    async def GenerateMany(
+        self, messages: AsyncIterator[inference_pb2.ManyRequest], context: grpc.aio.ServicerContext
+    ) -> None:
+        async for message in messages:
+            if message.HasField("start"):
+                await context.write(inference_pb2.ManyResponse(events=self._events(message.number)))
+
+    def _events(self, number: int) -> list[inference_pb2.ManyEvent]:
+        self.calls += 1
+        tokens = inference_pb2.GenerateResponse(token_ids=[1, 2])
+        fails = self.calls <= self._failures
+        said = [inference_pb2.ManyEvent(number=number, response=tokens)] if self._tokens_first or not fails else []
+        error = Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="try again")
+        last = inference_pb2.ManyEvent(number=number, error=error, end=True)
+        if not fails:
+            last = inference_pb2.ManyEvent(number=number, response=inference_pb2.GenerateResponse(), end=True)
+        return [*said, last]
 
 
 async def flaky_server(servicer: Flaky) -> tuple[grpc.aio.Server, str]:

@@ -219,11 +219,19 @@ def running(*workers: Worker) -> Iterator[None]:
         for worker in workers:
             worker.peer = worker.service.start()
             started.append(worker)
+        introduce(*workers)
         yield
     finally:
         for worker in started:
             worker.transport.let_go()
             worker.service.close()
+
+
+def introduce(*workers: Worker) -> None:
+    """Each lets the others in, as if a router had told of them; none says Hello."""
+    for worker in workers:
+        for other in workers:
+            worker.service._running.control.expect(other.peer)
 
 
 @contextmanager

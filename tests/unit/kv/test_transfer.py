@@ -8,6 +8,7 @@ import pytest
 from splitserve.core.config import KvTransferSettings
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import KvPeer
+from splitserve.kv.curve import made_keys
 from splitserve.kv.transfer import TransferKey, TransferService
 from splitserve.kv.transport import TransportError
 from tests.unit.kv.rig import (
@@ -225,10 +226,13 @@ def test_a_worker_whose_memory_has_another_shape_is_refused() -> None:
 
 def test_a_claim_on_another_workers_endpoint_fails_with_proof(pair: Pair) -> None:
     """The uuid is one process start: whoever listens at its endpoint now is somebody else."""
-    gone = KvPeer("gone", pair.prefiller.peer.endpoint, PART)
+    keys = made_keys()
+    assert keys is not None
+    gone = KvPeer("gone", pair.prefiller.peer.endpoint, PART, keys.public.decode())
     for _ in range(2):
         pair.key = TransferKey(pair.key.transfer_id, pair.key.epoch + 1)
         pair.decoder.service.claim(a_claim(pair.key, gone))
+        pair.prefiller.service.connect([pair.decoder.peer])
         pair.decoder.wait_for("failed", pair.key)
         assert pair.decoder.event(pair.key, False).error == "the source's rank gone has ended"
 
@@ -243,7 +247,7 @@ def test_a_claim_on_an_endpoint_where_nobody_listens_fails_before_its_deadline(p
 
 
 def test_an_endpoint_that_is_none_is_refused(pair: Pair) -> None:
-    pair.decoder.service.claim(a_claim(pair.key, KvPeer("x", "nonsense", PART)))
+    pair.decoder.service.claim(a_claim(pair.key, replace(pair.prefiller.peer, uuid="x", endpoint="nonsense")))
     pair.decoder.wait_for("failed", pair.key)
     assert "its endpoint 'nonsense' is not usable" in pair.decoder.event(pair.key, False).error
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry
 
 from splitserve.core.config import RouterConfig
+from splitserve.core.deadline import Deadline
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import Chunk, FinishReason, GenerateRequest, SamplingParams
 from splitserve.core.worker import (
@@ -25,7 +26,8 @@ from splitserve.core.worker import (
     TransferStats,
     WorkerInfo,
 )
-from splitserve.router.journey import Journey, Surroundings
+from splitserve.router import choices
+from splitserve.router.journey import Journey, Surroundings, Terms
 from splitserve.router.membership import Attachment, Membership, Order, SendCancel, SendHandOver, SendJob
 from splitserve.router.move import Move
 from splitserve.router.text import Text
@@ -183,6 +185,8 @@ class Stage:
         self.workers: list[ScriptedWorker] = []
         self.chunks: list[Chunk] = []
         self.journey: Journey | None = None  # of the latest request
+        self.set_out: list[int] = []  # choices
+        self.charged: list[int] = []  # tokens
         self.writable = asyncio.Event()
         self.writable.set()
         self._written = asyncio.Condition()
@@ -204,11 +208,17 @@ class Stage:
         deadline_s: float | None = None,
         inter_token_deadline_s: float | None = None,
         priority: int = 0,
+        output: Sequence[int] = (),
+        lora: str = "",
+        cache_salt: str = "",
         **sampling: object,
     ) -> "asyncio.Task[Chunk]":
         """Sends a request; the task is its call."""
         request = GenerateRequest(
             prompt=tuple(prompt),
+            output=tuple(output),
+            lora=lora,
+            cache_salt=cache_salt,
             sampling=SamplingParams(max_tokens=max_tokens, **{"temperature": 0.0, **sampling}),  # type: ignore[arg-type]
             request_id=request_id,
             deadline_s=deadline_s,
@@ -216,7 +226,11 @@ class Stage:
             priority=priority,
         )
         around = Surroundings(self.config, self.model, self.text, self.membership, self.waiting, self.metrics)
-        self.journey = Journey(request, self._send, around)
+        within_s = min(deadline_s or self.config.deadline_s, self.config.deadline_s)
+        terms = Terms(Deadline.after(within_s), self.charged.append)
+        if request.sampling.n > 1:
+            return asyncio.create_task(choices.travel(request, self._send, around, terms, self._sets_out))
+        self.journey = Journey(request, self._send, around, terms)
         return asyncio.create_task(self.journey.travel())
 
     def move(self, to: ScriptedWorker | None = None) -> Move:
@@ -247,6 +261,12 @@ class Stage:
         for worker in self.workers:
             worker.die()
         self.text.close()
+
+    def tokens_of(self, choice: int) -> list[int]:
+        return [token for chunk in self.chunks if chunk.choice == choice for token in chunk.token_ids]
+
+    def _sets_out(self, choice: int, journey: Journey) -> None:
+        self.set_out.append(choice)
 
     async def _send(self, chunk: Chunk) -> None:
         await self.writable.wait()

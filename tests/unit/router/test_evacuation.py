@@ -45,7 +45,7 @@ class Ferry:
     def board(self, name: str, passenger: Passenger) -> Passenger:
         stack = self._admitted[name] = ExitStack()
         stack.enter_context(self.running.admitted(name))
-        self.running.travels(name, passenger)
+        self.running.travels(name, 0, passenger)
         return passenger
 
     def leave(self, name: str) -> None:

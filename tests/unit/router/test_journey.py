@@ -104,6 +104,53 @@ async def test_unset_max_tokens_is_what_the_model_leaves(stage: Stage) -> None:
     assert (await ending(call)).finish_reason is FinishReason.STOP
 
 
+async def test_adapter_and_salt_go_to_both_workers(stage: Stage) -> None:
+    prefill, decode = (stage.worker(n, p, loras=("poet",)) for n, p in (("p0", Pool.PREFILL), ("d0", Pool.DECODE)))
+    stage.request(lora="poet", cache_salt="ours")
+    for job in (await decode.decode_job(), await prefill.prefill_job()):
+        assert (job.lora, job.cache_salt) == ("poet", "ours")
+
+
+async def test_an_adapter_is_asked_only_of_workers_that_have_it(stage: Stage) -> None:
+    stage.pair()
+    poet = stage.worker("d1", Pool.DECODE, loras=("poet",))
+    stage.request(lora="poet")
+    assert (await poet.decode_job()).ticket is None
+
+
+async def test_prompt_logprobs_are_computed_where_the_request_decodes(stage: Stage) -> None:
+    prefill, decode = stage.pair()
+    call = stage.request(prompt_logprobs=1)
+    job = await decode.decode_job()
+    assert (job.ticket, job.sampling.prompt_logprobs, prefill.idle) == (None, 1, True)
+    decode.say(job, 10)
+    await stage.seen(1)
+    spare = stage.worker("d1", Pool.DECODE)
+    decode.die()
+    resumed = await spare.decode_job()
+    assert resumed.sampling.prompt_logprobs is None  # the client has them
+    assert (await prefill.prefill_job()).ticket == resumed.ticket
+    spare.finish(resumed, 11, index=1, stop=True)
+    await ending(call)
+
+
+async def test_a_client_goes_on_with_the_output_that_an_earlier_stream_gave_it(stage: Stage) -> None:
+    prefill, decode = stage.pair()
+    call = stage.request(output=(10, 11), max_tokens=4)
+    job, reading = await decode.decode_job(), await prefill.prefill_job()
+    assert (job.output, job.sampling.max_tokens, reading.prompt) == ((10, 11), 4, (5, 6, 7, 8, 10, 11))
+    decode.finish(job, 12, 13, index=2)
+    prefill.sent_kv(reading)
+    last = await ending(call)
+    assert (stage.token_ids, stage.chunks[0].index, last.usage) == ([12, 13], 2, Usage(4, 4))
+    assert stage.charged == [4, 2]
+
+
+async def test_an_output_that_has_its_end_already_needs_no_worker(stage: Stage) -> None:
+    last = await ending(stage.request(output=(10, 1)))
+    assert (last.finish_reason, last.index, last.usage, last.timings) == (FinishReason.STOP, 2, Usage(4, 2), None)
+
+
 async def test_without_a_prefill_worker_the_decode_worker_computes_the_prompt(stage: Stage) -> None:
     decode = stage.worker("d0", Pool.DECODE)
     call = stage.request()

@@ -26,6 +26,12 @@ def test_an_output_is_finished_when_its_last_token_says_so(
     assert finished_already(sampling, output, eos_token_ids=(1,)) is reason
 
 
+def test_an_output_that_called_a_tool_ends_as_its_calls() -> None:
+    sampling = SamplingParams(max_tokens=3)
+    assert finished_already(sampling, [5, 1], (1,), called_tools=True) is FinishReason.TOOL_CALLS
+    assert finished_already(sampling, [5, 6, 7], (1,), called_tools=True) is FinishReason.LENGTH
+
+
 @pytest.mark.parametrize("field", sorted(STATEFUL))
 def test_a_request_does_not_move_where_its_sampler_state_would_be_lost(field: str) -> None:
     sampling = SamplingParams(max_tokens=9, **{field: 1})  # type: ignore[arg-type]

@@ -54,12 +54,12 @@ async def collect(client: AsyncClient, **options: object) -> list[Chunk]:
     return [chunk async for chunk in client.generate([5, 6], FOUR, **options)]  # type: ignore[arg-type]
 
 
-async def health_is(router: Router, status: int) -> None:
+async def health_is(router: Router, status: int, service: str = "") -> None:
     """Waits for it."""
     async with open_channel(router.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         async with asyncio.timeout(WITHIN_S):
-            while (await stub.Check(health_pb2.HealthCheckRequest())).status != status:
+            while (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status != status:
                 continue
 
 
@@ -165,6 +165,14 @@ async def test_health_says_whether_a_worker_can_serve(serving: Router) -> None:
     async with WiredWorker(serving.address, "d0", Pool.DECODE):
         await health_is(serving, health_pb2.HealthCheckResponse.SERVING)
     await health_is(serving, health_pb2.HealthCheckResponse.NOT_SERVING)
+
+
+async def test_health_is_told_for_each_pool(serving: Router) -> None:
+    up, down = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    async with WiredWorker(serving.address, "d0", Pool.DECODE):
+        await health_is(serving, up, "decode")
+        await health_is(serving, down, "prefill")
+    await health_is(serving, down, "decode")
 
 
 async def test_a_port_in_use_names_the_address(serving: Router) -> None:

@@ -1,7 +1,7 @@
 """A router on a real port, and workers that attach to it over gRPC and do what a test says."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -72,6 +72,11 @@ class WiredWorker:
         delta = Delta(job.job_id, index, token_ids, "".join(f"<{token}>" for token in token_ids), outcome=outcome)
         self._upward.put_nowait(worker_pb2.WorkerMessage(deltas=[convert.delta_to_proto(delta)]))
         self.report()
+
+    def say_all(self, jobs: Sequence[Job], token: int) -> None:
+        """One engine step."""
+        deltas = [convert.delta_to_proto(Delta(job.job_id, 0, (token,), f"<{token}>")) for job in jobs]
+        self._upward.put_nowait(worker_pb2.WorkerMessage(deltas=deltas))
 
     async def job(self) -> DecodeJob:
         """The next decode job."""

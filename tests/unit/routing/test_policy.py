@@ -222,3 +222,31 @@ def test_whoever_is_to_take_a_decode_over_parks_it_by_the_workers_own_rule(fleet
     able = {c.info.uuid for c in taking if fits_decode(c.load, tokens, 16, waits_for_kv=True)}
     assert (chosen is None) == (not able)
     assert chosen is None or chosen in able
+
+
+def test_a_request_that_must_run_alone_has_no_prefill_worker() -> None:
+    assert choose([prefill(), decode()], Need(100, alone=True)) == Route("d0")
+    assert choose([prefill()], Need(100, alone=True)) == Route("p0")
+    assert choose([prefill(), decode(free_sequences=0)], Need(100, alone=True)) == Wait()
+
+
+def test_a_request_goes_beside_its_cached_prompt_if_that_worker_takes_it_now() -> None:
+    fleet = [prefill(), decode("d0"), decode("d1", free_blocks=40)]
+    assert choose(fleet, Need(100, beside="d1")) == Route("d1")
+    assert choose([prefill(), decode("d0"), decode("d1", free_sequences=0)], Need(100, beside="d1")) == Route(
+        "d0", "p0"
+    )
+    assert choose([prefill(), decode("d0")], Need(100, beside="gone")) == Route("d0", "p0")
+    assert choose(fleet, Need(100, avoid=frozenset({"d1"}), beside="d1")) == Route("d0", "p0")
+
+
+def test_an_adapter_is_asked_of_workers_that_have_it() -> None:
+    def with_poet(candidate: Candidate) -> Candidate:
+        return replace(candidate, info=replace(candidate.info, loras=("poet",)))
+
+    need = Need(100, lora="poet")
+    assert choose([prefill("p0"), with_poet(prefill("p1")), decode("d0"), with_poet(decode("d1"))], need) == Route(
+        "d1", "p1"
+    )
+    assert choose([prefill(), with_poet(decode())], need) == Route("d0")
+    assert isinstance(choose([prefill(), decode()], need), NoRoute)

@@ -13,6 +13,8 @@ SAMPLES: list[errors.SplitserveError] = [
     errors.SplitserveError("broken"),
     errors.InvalidRequest("sampling.top_p", "2.0 must be at most 1"),
     errors.ModelNotFound("no such model"),
+    errors.Unauthenticated("no key"),
+    errors.PermissionDenied("not an admin's key"),
     errors.Overloaded("full", 2.5),
     errors.DeadlineExceeded("late"),
     errors.Cancelled("gone"),

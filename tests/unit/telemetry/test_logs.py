@@ -1,5 +1,6 @@
 """One line per event, whatever reads it."""
 
+import asyncio
 import io
 import json
 import logging
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from splitserve.telemetry.logs import Logger, configure
+from splitserve.telemetry.logs import Logger, about, configure
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +63,18 @@ def test_levels_below_the_chosen_one_are_left_out(lines: io.StringIO) -> None:
     configure(level=logging.WARNING, stream=lines)
     Logger("router").info("chatter")
     assert lines.getvalue() == ""
+
+
+async def test_every_line_about_a_request_names_it_also_in_its_tasks_and_threads(lines: io.StringIO) -> None:
+    configure(as_json=True, stream=lines)
+
+    async def task() -> None:
+        await asyncio.to_thread(Logger("test").info, "in a thread")
+
+    with about(request_id="r-1"):
+        Logger("test").info("here", tokens=3)
+        await asyncio.create_task(task())
+        logging.getLogger("someone.else").info("a library")
+    Logger("test").info("outside")
+    said = {entry["event"]: entry.get("request_id") for entry in map(json.loads, lines.getvalue().splitlines())}
+    assert said == {"here": "r-1", "in a thread": "r-1", "a library": "r-1", "outside": None}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from splitserve.core.request import SamplingParams
-from splitserve.core.sampler_state import STATEFUL, SamplerState
+from splitserve.core.sampler_state import GRAMMAR, STATEFUL, SamplerState
 from splitserve.engine.vllm.sampler_state import (
     CPU_WORKER,
     SamplerStates,
@@ -85,9 +85,9 @@ def config(v2: bool = False, drafts: bool = False, worker_cls: str = CPU_WORKER)
 
 def test_what_an_engine_takes_up_depends_on_how_it_samples() -> None:
     assert restorable(config()) == STATEFUL
-    assert restorable(config(v2=True)) == {"seed"}
-    assert restorable(config(drafts=True)) == frozenset()
-    assert restorable(config(worker_cls="vllm.v1.worker.cpu_worker.CPUWorker")) == frozenset()
+    assert restorable(config(v2=True)) == {"seed", GRAMMAR}
+    assert restorable(config(drafts=True)) == {GRAMMAR}
+    assert restorable(config(worker_cls="vllm.v1.worker.cpu_worker.CPUWorker")) == {GRAMMAR}
 
 
 def test_penalties_that_would_count_anew_are_refused_by_name_and_draws_are_not() -> None:

@@ -1,0 +1,1 @@
+"""Our router beside `vllm-router` and `smg`; see `__main__.py`."""

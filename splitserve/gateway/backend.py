@@ -1,0 +1,29 @@
+"""What the gateway needs of whoever serves requests: a router in this process, or one that a client talks to."""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from splitserve.core.request import Chat, Chunk, GenerateRequest, Model
+
+Send = Callable[[Chunk], Awaitable[None]]
+
+
+class Backend(Protocol):
+    """`bearer` is the API key that came with the call, "" without one. Every method raises a SplitserveError."""
+
+    async def generate(self, request: GenerateRequest, send: Send, bearer: str = "") -> None:
+        """Awaits `send` for every chunk, one at a time; returns after the last. Cancelling it cancels the request."""
+
+    async def tokenize(self, prompt: str | Chat, model: str = "", bearer: str = "") -> tuple[int, ...]: ...
+
+    async def models(self, bearer: str = "") -> tuple[Model, ...]:
+        """The model that is served, first; then its LoRA adapters."""
+
+    async def can_serve(self) -> bool:
+        """Whether some worker takes requests."""
+
+
+class Vocabulary(Protocol):
+    """What each token is written as; log probabilities need it, nothing else does."""
+
+    def text_of(self, token_id: int) -> str: ...

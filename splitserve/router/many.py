@@ -1,0 +1,103 @@
+"""`GenerateMany`: many requests on one call, and one message for all that came at once.
+
+A gRPC message costs a router about ten times what a token in it does, so callers with many requests share the messages.
+Each request is a task of its own and has a window of responses that its caller has yet to read: one that reads slowly
+holds up itself alone, and never the call. Used on the router's event loop; the call ends when its caller has ended its
+side and every request has ended, and whatever runs ends with the call.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+from splitserve.core.errors import InvalidRequest, SplitserveError
+from splitserve.core.request import Chunk
+from splitserve.router.endpoint import Endpoint
+from splitserve.rpc import convert
+from splitserve.rpc.gen import inference_pb2
+from splitserve.rpc.status import to_status
+
+_MOST_EVENTS = 1024  # in one message
+_LARGEST_WINDOW = 4096
+
+Write = Callable[[inference_pb2.ManyResponse], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _Open:
+    """One request. `window`: responses that may still be sent."""
+
+    window: int
+    widened: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+class Many:
+    """`key` is the API key that came with the call."""
+
+    def __init__(self, endpoint: Endpoint, key: str, write: Write) -> None:
+        self._endpoint = endpoint
+        self._key = key
+        self._write = write
+        self._open: dict[int, _Open] = {}
+        self._outbox: list[inference_pb2.ManyEvent] = []
+        self._news = asyncio.Event()
+        self._closing = False
+
+    async def run(self, messages: AsyncIterator[inference_pb2.ManyRequest]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._write_all())
+            async with asyncio.TaskGroup() as requests:
+                async for message in messages:
+                    self._hear(message, requests)
+            self._closing = True
+            self._news.set()
+
+    def _hear(self, message: inference_pb2.ManyRequest, requests: asyncio.TaskGroup) -> None:
+        kind, request = message.WhichOneof("kind"), self._open.get(message.number)
+        if kind == "start" and request is None:
+            request = self._open[message.number] = _Open(min(max(1, message.start.window), _LARGEST_WINDOW))
+            request.task = requests.create_task(self._serve(message.number, message.start, request))
+        elif kind == "start":
+            self._put_error(message.number, InvalidRequest("number", f"{message.number} is in use; count upwards"))
+        elif kind == "more" and request is not None:
+            request.window = min(request.window + message.more, _LARGEST_WINDOW)
+            request.widened.set()
+        elif kind == "cancel" and request is not None and request.task is not None:
+            request.task.cancel()
+            del self._open[message.number]
+
+    async def _serve(self, number: int, start: inference_pb2.ManyStart, open_: _Open) -> None:
+        async def send(chunk: Chunk) -> None:
+            while open_.window == 0:
+                open_.widened.clear()
+                await open_.widened.wait()
+            open_.window -= 1
+            self._put(
+                inference_pb2.ManyEvent(
+                    number=number, response=convert.chunk_to_proto(chunk), end=chunk.usage is not None
+                )
+            )
+
+        try:
+            await self._endpoint.generate(convert.request_from_proto(start.request), send, start.api_key or self._key)
+        except SplitserveError as error:
+            self._put_error(number, error)
+        finally:
+            self._open.pop(number, None)
+
+    def _put_error(self, number: int, error: SplitserveError) -> None:
+        self._put(inference_pb2.ManyEvent(number=number, error=to_status(error), end=True))
+
+    def _put(self, event: inference_pb2.ManyEvent) -> None:
+        self._outbox.append(event)
+        self._news.set()
+
+    async def _write_all(self) -> None:
+        """While one message is being written what comes gathers for the next."""
+        while not self._closing or self._outbox:
+            await self._news.wait()
+            self._news.clear()
+            while self._outbox:
+                events, self._outbox = self._outbox[:_MOST_EVENTS], self._outbox[_MOST_EVENTS:]
+                await self._write(inference_pb2.ManyResponse(events=events))

@@ -1,0 +1,45 @@
+"""Which addresses may be listened on without TLS and keys."""
+
+import pytest
+
+from splitserve.core.config import RouterConfig, TlsSettings, WorkerConfig
+from splitserve.core.errors import ConfigError
+from splitserve.core.exposure import check_router, check_worker, is_loopback
+from splitserve.core.worker import Pool
+
+TLS = TlsSettings(certificate="a.pem", key="a.key")
+OUTSIDE = ["0.0.0.0:1", "10.0.0.5:1", "[::]:1", "[fd00::1]:1", "router.example:1"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1"])
+def test_loopback_needs_nothing(address: str) -> None:
+    assert is_loopback(address)
+    check_router(RouterConfig(listen=address, metrics=address))
+    check_worker(WorkerConfig(pool=Pool.DECODE, metrics=address))
+
+
+@pytest.mark.parametrize("address", OUTSIDE)
+@pytest.mark.parametrize(
+    ("said", "missing"),
+    [({}, "tls and api_keys are"), ({"tls": TLS}, "api_keys is"), ({"api_keys": "keys.yaml"}, "tls is")],
+)
+def test_a_router_that_others_can_reach_needs_tls_and_keys(address: str, said: dict[str, object], missing: str) -> None:
+    with pytest.raises(ConfigError, match=f"{missing} not set.*--insecure") as raised:
+        check_router(RouterConfig.model_validate({"listen": address, **said}))
+    assert raised.value.path == "listen"
+    check_router(RouterConfig(listen=address, tls=TLS, api_keys="keys.yaml"))
+    check_router(RouterConfig(listen=address, insecure=True))
+
+
+@pytest.mark.parametrize("address", OUTSIDE)
+def test_metrics_that_others_can_reach_need_tls(address: str) -> None:
+    for check in (
+        lambda: check_router(RouterConfig(metrics=address)),
+        lambda: check_worker(WorkerConfig(pool=Pool.DECODE, metrics=address)),
+    ):
+        with pytest.raises(ConfigError, match="tls is not set") as raised:
+            check()
+        assert raised.value.path == "metrics"
+    check_router(RouterConfig(metrics=address, tls=TLS))
+    check_worker(WorkerConfig(pool=Pool.DECODE, metrics=address, metrics_tls=TLS))
+    check_worker(WorkerConfig(pool=Pool.DECODE, metrics=address, insecure=True))
