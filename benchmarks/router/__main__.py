@@ -3,23 +3,21 @@
     python -m benchmarks.router [--quick] [--without-peers] > benchmarks/results/router.txt
     python -m benchmarks.router --profile
 
-One machine, one load client. Peers stand before fake vLLM workers over HTTP; ours before its own workers with simulated
-engines that take the same time, in a burst before fakes of these. Each has one prefill and one decode worker. Systems
+One machine, one load client. Peers stand before fake vLLM workers over HTTP; ours before real workers with simulated
+engines that take the same time, or before fakes as cheap as theirs. Each has one prefill and one decode worker. Systems
 take turns, and so many rounds are measured; what is asked before is not counted.
 
 - burst: 64 requests at a time of 100 prompt and 100 output tokens. A decode step makes a token for every stream and
-  takes 1 ms, or as long as the router needs to take it: more tokens than most routers pass on with one core, and more
-  than a simulated engine makes with one.
-- paced: a decode step takes 10 ms. In both, prompts take no time to read.
-- first token: one request at a time; a prompt takes 20 ms to read, a step nothing. A peer's TTFT is compared with that
-  of a fake worker which reads the prompt itself. Ours has no way around the router: 20 ms are taken off, so what our
-  worker, the transfer of KV (real, in shared memory; the fakes have none) and the last prompt token's step take counts
-  against our router.
-- held: 2,000 open streams, a token a second each.
+  takes 1 ms, or as long as the router needs to take it: more tokens than most routers pass on with one core. All
+  workers are fakes, since one core of a simulated engine makes fewer.
+- paced: a decode step takes 10 ms; our workers are real. In both, prompts take no time to read.
+- first token: one request at a time; a prompt takes 20 ms to read, a step nothing; all workers are fakes. "added" is
+  over a fake HTTP worker that reads the prompt itself and is asked without a router, so it holds the second leg too.
+- held: 2,000 open streams, a token a second each; our workers are real.
 
 Fakes write each event by itself, one step for all streams after the other, as an engine does. Token ids are the prompt
 wherever a router takes them (smg wants text: the same number of words). Streams of gRPC share a connection, of HTTP
-each has one.
+each has one. Our HTTP endpoint is in the router's process, or a gateway's: then both count.
 """
 
 import argparse

@@ -69,7 +69,8 @@ class Memory:
 
 @dataclass(slots=True)
 class Record:
-    """All that was seen of one system. `straight_s`: medians of TTFT of its kind of worker without a router."""
+    """All that was seen of one system. `straight_s`: TTFT of a worker without a router, beside each
+    sample of the first token."""
 
     ours: bool
     samples: dict[Phase, list[Sample]] = field(default_factory=dict)
@@ -89,7 +90,7 @@ class Record:
         return spread(1000 * sample.ttft_s for sample in self.samples.get(Phase.FIRST_TOKEN, ()))
 
     def added_ttft_ms(self) -> "Spread | None":
-        """Over the same worker without a router, round by round."""
+        """Over a worker without a router, round by round."""
         routed = self.samples.get(Phase.FIRST_TOKEN, ())
         return spread(
             1000 * (sample.ttft_s - straight_s) for sample, straight_s in zip(routed, self.straight_s, strict=True)

@@ -61,7 +61,7 @@ def plans(size: Size) -> dict[Phase, Plan]:
         for plan in (
             Plan(Phase.BURST, Pace(0, size.burst_step_s), False, many, many * size.burst, tokens, rounds),
             Plan(Phase.PACED, paced, True, many, many * size.paced, tokens, rounds),
-            Plan(Phase.FIRST_TOKEN, Pace(PREFILL_S, 0), True, 1, size.first_tokens, 2, rounds),
+            Plan(Phase.FIRST_TOKEN, Pace(PREFILL_S, 0), False, 1, size.first_tokens, 2, rounds),
             Plan(Phase.HELD, Pace(0, HELD_STEP_S), True, size.held, size.held, 10 * tokens, 1),
         )
     }
@@ -117,16 +117,14 @@ class _Bench:
             record.memory = await held(asked, up, self.directory)
             return
         if self.plan.phase is Phase.FIRST_TOKEN:
-            record.straight_s.append(await self._straight_s(system, asked))
+            record.straight_s.append(await self._straight_s(asked))
         record.add(self.plan.phase, await loaded(asked, up, self.directory))
 
-    async def _straight_s(self, system: System, asked: Load) -> float:
-        """TTFT of such a worker, which reads the prompt itself, without a router. Ours takes clients through a router
-        only: what its engine takes is known, and whatever the worker adds counts against our router."""
-        if system.ours:
-            return self.plan.pace.prefill_s
+    async def _straight_s(self, asked: Load) -> float:
+        """TTFT of a fake worker that reads the prompt itself, without a router."""
         async with fake(self.plan.pace, self.directory / "colocated.log", colocated=True) as address:
-            return (await loaded(replace(asked, address=address), Up(address, ()), self.directory)).ttft_s
+            straight = replace(asked, kind="http", address=address)
+            return (await loaded(straight, Up(address, ()), self.directory)).ttft_s
 
 
 def load_of(plan: Plan, size: Size, system: System, address: str) -> Load:

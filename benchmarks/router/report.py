@@ -12,7 +12,7 @@ WIDTH = 150
 NOTES = """\
 tokens/s a core: output tokens for a second of CPU of the router's processes (user and system); median (least-most) of
 the rounds.  of best: over the better peer's median.  TTFT: median of requests one at a time.
-added: over the same kind of worker asked without a router.  RSS: with no stream, and with all of them open.
+added: over a worker without a router.  RSS: with no stream, and with all of them open.
 tokens a message: 1 where each token reaches the client as a message or event of its own.
 client: CPU of the load client, of one core; near 1 it holds the router up, and streams are coalesced for its sake."""
 

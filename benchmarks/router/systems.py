@@ -60,12 +60,12 @@ class System:
 
 
 def systems(peers: Sequence[Peer]) -> list[System]:
-    """Those that there are: our HTTP endpoint only where this version has one."""
+    """Those that there are: our HTTP endpoints only where this version has them."""
     ours = [System("splitserve gRPC", "grpc", False, True, ours_grpc)]
     if "http" in RouterConfig.model_fields:
         ours.append(System("splitserve HTTP", "http", False, True, ours_http))
-    elif has_gateway():
-        ours.append(System("splitserve HTTP", "http", False, True, ours_gateway))
+    if has_gateway():
+        ours.append(System("splitserve gateway", "http", False, True, ours_gateway))
     return [*ours, *(System(peer.label, "http", peer.text_prompt, False, partial(theirs, peer)) for peer in peers)]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_ROUTER = "127.0.0.1:50051"
 API_KEY_VARIABLE = "SPLITSERVE_API_KEY"
 _ROUTER = "Router"
+_WRONG_CREDENTIALS = ("Socket closed", "handshake", "erification", "Connection reset")
 RouterAddress = Annotated[
     str,
     typer.Option(
@@ -90,8 +91,10 @@ def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> C
 
 
 def _advice(address: str, error: Unavailable) -> str:
-    if "SSL" in str(error) or "handshake" in str(error).lower():
-        return f"no secure connection to {address}: {error}; look at --ca, --cert and --key"
+    """gRPC says the same of a router that is not there and of one that is spoken to wrongly, but for the reason."""
+    reason = str(error).rpartition("last error: ")[2]
+    if any(sign in reason for sign in _WRONG_CREDENTIALS):
+        return f"{address} answers, but not to such a connection ({reason}); look at --ca, --cert and --key"
     return f"no router answers at {address}: start one with `splitserve up`, or name another with --router"
 
 

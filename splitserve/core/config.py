@@ -290,6 +290,12 @@ class ClusterConfig(Settings):
     router_tls: ClientTls | None = Field(None, description="the workers' TLS towards the router, where that has tls")
     api_key_file: str | None = Field(None, description="file: the workers' API key, where the router has api_keys")
 
+    @model_validator(mode="after")
+    def _workers_reach_the_router(self) -> Self:
+        if (self.router.tls is None) != (self.router_tls is None):
+            raise ValueError("router.tls and router_tls go together: the router's side of TLS and its workers'")
+        return self
+
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 

@@ -123,6 +123,8 @@ class GenerateRequest:
     lora: str = ""
     cache_salt: str = ""
     output: tuple[int, ...] = ()
+    traceparent: str = ""  # W3C Trace Context of the caller's span; empty: it has none
+    tracestate: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from splitserve.core.request import Chunk, FinishReason, Logprob, ToolCall, Usage
+from splitserve.core.sink import Sink
 from splitserve.gateway.asked import Asked, Look
-from splitserve.gateway.backend import Send, Vocabulary
+from splitserve.gateway.backend import Vocabulary
 from splitserve.gateway.events import usage_said
 from splitserve.gateway.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 
@@ -53,13 +54,9 @@ class Gathering:
         self.prompt_logprobs: dict[int, Sequence[tuple[Logprob, ...]]] = {}
         self.usage = NO_USAGE
 
-    def to(self, prompt: int) -> Send:
+    def to(self, prompt: int) -> Sink:
         """What the generation for the prompt of that number sends its chunks to."""
-
-        async def send(chunk: Chunk) -> None:
-            self.add(chunk, prompt)
-
-        return send
+        return _Part(self, prompt)
 
     def add(self, chunk: Chunk, prompt: int) -> None:
         self.choices[prompt * self._per_prompt + chunk.choice].add(chunk)
@@ -67,6 +64,21 @@ class Gathering:
             self.prompt_logprobs[prompt] = chunk.prompt_logprobs
         if chunk.usage is not None:
             self.usage = plus(self.usage, chunk.usage)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One prompt's sink: nobody has to be waited for."""
+
+    whole: Gathering
+    prompt: int
+
+    def put(self, chunk: Chunk) -> bool:
+        self.whole.add(chunk, self.prompt)
+        return True
+
+    async def send(self, chunk: Chunk) -> None:
+        self.put(chunk)
 
 
 def plus(one: Usage, other: Usage) -> Usage:

@@ -1,18 +1,16 @@
 """What the gateway needs of whoever serves requests: a router in this process, or one that a client talks to."""
 
-from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from splitserve.core.request import Chat, Chunk, GenerateRequest, Model
-
-Send = Callable[[Chunk], Awaitable[None]]
+from splitserve.core.request import Chat, GenerateRequest, Model
+from splitserve.core.sink import Sink
 
 
 class Backend(Protocol):
     """`bearer` is the API key that came with the call, "" without one. Every method raises a SplitserveError."""
 
-    async def generate(self, request: GenerateRequest, send: Send, bearer: str = "") -> None:
-        """Awaits `send` for every chunk, one at a time; returns after the last. Cancelling it cancels the request."""
+    async def generate(self, request: GenerateRequest, sink: Sink, bearer: str = "") -> None:
+        """Fills the sink; returns after the last chunk. Cancelling it cancels the request."""
 
     async def tokenize(self, prompt: str | Chat, model: str = "", bearer: str = "") -> tuple[int, ...]: ...
 

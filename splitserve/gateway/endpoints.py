@@ -19,6 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from splitserve import __version__
 from splitserve.core.errors import (
+    EngineError,
     InvalidRequest,
     ModelNotFound,
     SplitserveError,
@@ -27,9 +28,10 @@ from splitserve.core.errors import (
     first_of,
 )
 from splitserve.core.request import Chat, Model
+from splitserve.core.sink import Sink
 from splitserve.gateway.answers import Gathering, chat_answer, completion_answer
 from splitserve.gateway.asked import Asked, chat_asked, chat_of, completion_asked
-from splitserve.gateway.backend import Backend, Send, Vocabulary
+from splitserve.gateway.backend import Backend, Vocabulary
 from splitserve.gateway.bodies import (
     TOKENIZE_CHAT_HARMLESS,
     TOKENIZE_TEXT_HARMLESS,
@@ -44,6 +46,7 @@ from splitserve.gateway.events import ChatEvents, CompletionEvents, Events
 from splitserve.gateway.inflight import InFlight
 from splitserve.gateway.refusals import Refusal, refusal
 from splitserve.gateway.streaming import EventStream
+from splitserve.telemetry.logs import Logger
 from splitserve.telemetry.metrics import HttpMetrics
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -87,6 +90,7 @@ class Endpoints:
     limits: Limits = field(default_factory=Limits)
     vocabulary: Vocabulary | None = None
     inflight: InFlight = field(default_factory=InFlight)
+    logger: Logger = field(default_factory=lambda: Logger("gateway"))
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -173,18 +177,27 @@ class Endpoints:
             await stream.end()
         return stream.response
 
-    async def _run(self, asked: Asked, to: Callable[[int], Send], bearer: str) -> None:
+    async def _run(self, asked: Asked, to: Callable[[int], Sink], bearer: str) -> None:
         """Every prompt's generation, in this task if there is only one."""
-        async with self.inflight.one():
-            if len(asked.requests) == 1:
-                await self.backend.generate(asked.requests[0], to(0), bearer)
-                return
-            try:
+        try:
+            async with self.inflight.one():
+                if len(asked.requests) == 1:
+                    await self.backend.generate(asked.requests[0], to(0), bearer)
+                    return
                 async with asyncio.TaskGroup() as tasks:
                     for at, request in enumerate(asked.requests):
                         tasks.create_task(self.backend.generate(request, to(at), bearer))
-            except ExceptionGroup as group:
-                raise first_of(group) from group
+        except ExceptionGroup as group:
+            raise self._ours(first_of(group), asked.request_id) from group
+        except Exception as error:
+            raise self._ours(error, asked.request_id) from error
+
+    def _ours(self, error: Exception, request_id: str) -> SplitserveError:
+        """What nobody foresaw is logged, and told without its inside."""
+        if isinstance(error, SplitserveError):
+            return error
+        self.logger.exception("request broke the gateway", error, request_id=request_id)
+        return EngineError(f"the gateway failed on this request ({type(error).__name__}); its log has the cause")
 
     async def _token_ids(self, asked: Asked, bearer: str) -> tuple[tuple[int, ...], ...]:
         """The prompts' tokens, where the answer tells of them before its end."""

@@ -90,7 +90,9 @@ def refusal_of_status(status: int, message: str) -> Refusal:
 
 
 def headers_of(refused: Refusal) -> dict[str, str]:
-    """OpenAI's clients wait for so long before they try again. Whole seconds: HTTP knows no others."""
+    """OpenAI's clients wait for so long before they try again; HTTP's own header knows whole seconds only."""
+    if refused.status == 401:
+        return {"WWW-Authenticate": "Bearer"}
     if refused.retry_after_s is None:
         return {}
     return {

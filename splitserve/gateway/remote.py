@@ -4,7 +4,7 @@ from contextlib import aclosing
 
 from splitserve.client import AsyncClient
 from splitserve.core.request import Chat, GenerateRequest, Model
-from splitserve.gateway.backend import Send
+from splitserve.core.sink import Sink
 
 
 class RemoteBackend:
@@ -13,11 +13,15 @@ class RemoteBackend:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def generate(self, request: GenerateRequest, send: Send, bearer: str = "") -> None:
-        """While `send` waits for its client, nothing more is read: the router sees a slow client, as it is."""
+    async def generate(self, request: GenerateRequest, sink: Sink, bearer: str = "") -> None:
+        """While the sink waits for its client, nothing more is read: the router sees a slow client, as it is."""
+        begun = False
         async with aclosing(self._client.send(request, bearer)) as chunks:
             async for chunk in chunks:
-                await send(chunk)
+                if begun and chunk.usage is None and sink.put(chunk):
+                    continue
+                begun = True
+                await sink.send(chunk)
 
     async def tokenize(self, prompt: str | Chat, model: str = "", bearer: str = "") -> tuple[int, ...]:
         return await self._client.tokenize(prompt, model, bearer)

@@ -29,17 +29,7 @@ from splitserve.kv.curve import Doorkeeper, fault_of_key, made_keys
 from splitserve.kv.host import numeric_host
 from splitserve.kv.layout import Shard, fault_of, format_difference
 from splitserve.kv.liveness import ASKS_PER_SILENCE, Health, Liveness, Need
-from splitserve.kv.messages import (
-    MAX_MESSAGE_BYTES,
-    Codec,
-    Goodbye,
-    Hello,
-    HelloReply,
-    Malformed,
-    Message,
-    Ping,
-    Pong,
-)
+from splitserve.kv.messages import MAX_MESSAGE_BYTES, Codec, Goodbye, Hello, HelloReply, Malformed, Message, Ping, Pong
 from splitserve.kv.news import ChannelBroke, News, PeerEnded, PeerRefused, PeerSilent, PeerUp, Received
 from splitserve.kv.probe import Probe
 

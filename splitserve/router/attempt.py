@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from types import TracebackType
 from typing import Self
@@ -33,6 +33,7 @@ from splitserve.router.move import Move, Moved
 from splitserve.router.output import Output
 from splitserve.router.timing import Stopwatch
 from splitserve.router.waiting import Binding, WaitingRequests
+from splitserve.telemetry import traces
 
 SLOW_CLIENT = "slow_client"  # a setback that is nobody's fault but the client's
 _READ_ON_S = 1.0
@@ -65,8 +66,8 @@ class Setback(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be done, the same for every attempt but for `epoch`. `flush` sends what the output holds unsent;
-    `most_unsent` tokens may wait for it."""
+    """What is to be done, the same for every attempt but for `epoch` and its own `span`. `flush` sends what the output holds unsent, and
+    `flush_now` does if that needs no waiting; `most_unsent` tokens may wait for it."""
 
     request_id: str
     prompt: tuple[int, ...]
@@ -79,10 +80,11 @@ class Work:
     output: Output
     stopwatch: Stopwatch
     flush: Callable[[], Awaitable[None]]
+    flush_now: Callable[[], bool]
     most_unsent: float = inf
     lora: str = ""
     cache_salt: str = ""
-    traceparent: str = ""
+    span: traces.Span = field(default_factory=traces.Span)
     parse: Parse | None = None
 
 
@@ -112,7 +114,7 @@ class Attempt:
         self._arriving = arriving
         self._departure: Departure | None = None
         self._departures = 0
-        self._mailbox = Mailbox(work.most_unsent, self._stop_for_client)
+        self._mailbox = Mailbox(work.most_unsent, self._stop_for_client, self._pass_on)
         self._prefilling = binding.prefill is not None
         self._has_tokens = False
         self._flushing = False
@@ -141,7 +143,7 @@ class Attempt:
             self._dispatch()
             while self._work.output.finish_reason is None:
                 events = await self._mailbox.take()
-                if events:
+                if events or self._work.output.has_unsent:
                     await self._take(events)
                 else:
                     self._check_silence()
@@ -177,7 +179,7 @@ class Attempt:
             priority=work.priority,
             lora=work.lora,
             cache_salt=work.cache_salt,
-            traceparent=work.traceparent,
+            traceparent=work.span.traceparent,
             parse=work.parse,
         )
         self._membership.send(self._binding.decode.uuid, job, self._mailbox)
@@ -193,7 +195,7 @@ class Attempt:
             priority=work.priority,
             lora=work.lora,
             cache_salt=work.cache_salt,
-            traceparent=work.traceparent,
+            traceparent=work.span.traceparent,
         )
         self._membership.send(prefill.uuid, job, self._mailbox)
 
@@ -205,6 +207,20 @@ class Attempt:
             destination=self._binding.decode.kv_peers,
             handover=handover,
         )
+
+    # Nearly every token ------------------------------------------------------------------------------------------
+    def _pass_on(self, delta: Delta) -> bool:
+        """A delta in mid-stream that needs no thought goes to the client at once, and no task is woken for it."""
+        if not self._has_tokens or self._flushing or delta.outcome is not None or not delta.token_ids:
+            return False
+        if delta.job_id != self._binding.decode_job_id or delta.index != len(self._work.output.token_ids):
+            return False
+        self._work.output.accept(delta)
+        self._sign_at = now = time.monotonic()
+        self._work.stopwatch.last_token_at = now
+        if not self._work.flush_now():
+            self._mailbox.ring()
+        return True
 
     # Events in ---------------------------------------------------------------------------------------------------
     async def _take(self, events: list[Event]) -> None:
@@ -256,9 +272,8 @@ class Attempt:
         finished = outcome is not None and outcome.finish_reason is not None
         if new_tokens or (finished and not self._has_tokens):
             now = time.monotonic()
-            if not self._has_tokens and self._arriving is not None:
-                self._arrived(self._arriving, now)
-            self._has_tokens = True
+            if not self._has_tokens:
+                self._begins(now)
             self._sign_at = now
             self._work.stopwatch.tokens(now)
         if outcome is not None:
@@ -267,6 +282,13 @@ class Attempt:
                 raise MovedOn(self._departure)
             if not finished:
                 raise self._setback(outcome, self._binding.decode)
+
+    def _begins(self, now: float) -> None:
+        """The first tokens of this attempt are here."""
+        if self._arriving is not None:
+            self._arrived(self._arriving, now)
+        self._has_tokens = True
+        self._work.span.event(traces.FIRST_TOKEN, traces.nothing)
 
     def _on_prefill(self, outcome: Outcome) -> None:
         self._prefilling = False

@@ -12,16 +12,18 @@ from dataclasses import replace
 from uuid import uuid4
 
 from splitserve.core.deadline import Deadline
-from splitserve.core.errors import Cancelled, EngineError, ModelNotFound, SplitserveError
+from splitserve.core.errors import Cancelled, DeadlineExceeded, EngineError, ModelNotFound, SplitserveError
 from splitserve.core.request import Chat, Chunk, GenerateRequest, Model
+from splitserve.core.sink import Sink
 from splitserve.router import choices
 from splitserve.router.access import AccessControl
-from splitserve.router.journey import Journey, Send, Surroundings, Terms
+from splitserve.router.journey import Journey, Surroundings, Terms
 from splitserve.router.keys import Scope
 from splitserve.router.running import Running
 from splitserve.router.traffic import LiveTraffic
 from splitserve.router.validate import lora_of
 from splitserve.rpc.status import code_of
+from splitserve.telemetry import traces
 from splitserve.telemetry.logs import Logger, about
 from splitserve.telemetry.metrics import RouterMetrics
 
@@ -47,30 +49,37 @@ class Endpoint:
         self._created = int(time.time())
 
     async def generate(
-        self, request: GenerateRequest, send: Send, bearer: str = "", time_left_s: float | None = None
+        self, request: GenerateRequest, sink: Sink, bearer: str = "", time_left_s: float | None = None
     ) -> None:
-        """Awaits `send` for every chunk, one at a time; returns after the last. `time_left_s` is what the caller
-        allows, if that is less than the request's deadline."""
+        """Fills the sink; returns after the last chunk. `time_left_s` is what the caller allows, if that is less than
+        the request's deadline."""
         request_id = request.request_id or uuid4().hex
-        with about(request_id=request_id), _recorded(self._around.metrics, self._logger):
+        around = self._around
+        with (
+            about(request_id=request_id),
+            around.tracer.request(request, request_id, request.model or around.model.name) as span,
+            _recorded(around.metrics, self._logger, span),
+        ):
             tenant = self._access.identify(bearer, Scope.INFERENCE)
             with self._access.admitted(tenant), self._running.admitted(request_id):
                 salt = tenant.salted(request.cache_salt)
                 last = await self._travel(
                     replace(request, request_id=request_id, cache_salt=salt),
-                    send,
+                    sink,
                     Terms(
                         deadline=self._deadline(request, time_left_s),
                         charge=lambda tokens: self._access.charge(tenant, tokens),
+                        span=span,
                     ),
                 )
+                span.note(traces.answered, last)
         self._note_finished(request_id, last)
 
-    async def _travel(self, request: GenerateRequest, send: Send, terms: Terms) -> Chunk:
+    async def _travel(self, request: GenerateRequest, sink: Sink, terms: Terms) -> Chunk:
         def sets_out(choice: int, journey: Journey) -> None:
             self._running.travels(request.request_id, choice, journey)
 
-        return await choices.travel(request, send, self._around, terms, sets_out)
+        return await choices.travel(request, sink, self._around, terms, sets_out)
 
     def _deadline(self, request: GenerateRequest, time_left_s: float | None) -> Deadline:
         allowed_s = (request.deadline_s or self._around.config.deadline_s, time_left_s)
@@ -80,8 +89,13 @@ class Endpoint:
         self._access.identify(bearer, Scope.INFERENCE)
         limits = self._around.limits
         lora_of(model, "", limits.model, limits.loras)
-        async with asyncio.timeout(_TOKENIZE_WITHIN_S):
-            return await self._around.text.token_ids(prompt, limits.prompt_tokens)
+        try:
+            async with asyncio.timeout(_TOKENIZE_WITHIN_S):
+                return await self._around.text.token_ids(prompt, limits.prompt_tokens)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"not tokenised within {_TOKENIZE_WITHIN_S:g} s; try again, or shorten it"
+            ) from error
 
     async def models(self, bearer: str = "") -> tuple[Model, ...]:
         """The model that is served, first; then its LoRA adapters."""
@@ -124,24 +138,25 @@ class Endpoint:
 
 
 @contextmanager
-def _recorded(metrics: RouterMetrics, logger: Logger) -> Iterator[None]:
-    """Counts and logs how a request ended, and names what nobody foresaw."""
-    code = "OK"
+def _recorded(metrics: RouterMetrics, logger: Logger, span: traces.Span) -> Iterator[None]:
+    """Counts, logs and traces how a request ended, and names what nobody foresaw."""
+    code, sentence = "OK", ""
     try:
         yield
     except SplitserveError as error:
-        code = code_of(error).name
-        logger.info("request failed", code=code, reason=str(error))
+        code, sentence = code_of(error).name, str(error)
+        logger.info("request failed", code=code, reason=sentence)
         raise
     except asyncio.CancelledError:
         code = code_of(Cancelled()).name
         logger.info("request cancelled")
         raise
     except Exception as error:
-        code = code_of(EngineError()).name
+        code, sentence = code_of(EngineError()).name, type(error).__name__
         logger.exception("request broke the router", error)
         raise EngineError(
             f"the router failed on this request ({type(error).__name__}); its log has the cause"
         ) from error
     finally:
         metrics.ended(code)
+        traces.end_request(span, code, sentence)

@@ -9,7 +9,8 @@ way of a setback too: it is resumed once the client reads on.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from math import inf
 from uuid import uuid4
@@ -19,6 +20,7 @@ from splitserve.core.deadline import Deadline
 from splitserve.core.errors import DeadlineExceeded, Overloaded, SplitserveError
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import Chat, Chunk, GenerateRequest, Usage
+from splitserve.core.sink import Sink
 from splitserve.core.worker import Failure, Parse
 from splitserve.router.alarm import Alarm
 from splitserve.router.attempt import Attempt, MovedOn, Setback, Work
@@ -32,13 +34,12 @@ from splitserve.router.timing import Stopwatch
 from splitserve.router.validate import Limits, check_prompt, check_request
 from splitserve.router.waiting import Ask, Binding, WaitingRequests
 from splitserve.routing.policy import Need
+from splitserve.telemetry import traces
 from splitserve.telemetry.logs import Logger
 from splitserve.telemetry.metrics import RouterMetrics
 
 _MOST_BROKEN_ENGINES = 2  # a request that breaks engines must not go through the whole fleet
 _RETRY_SLOW_CLIENT_S = 1.0
-
-Send = Callable[[Chunk], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Surroundings:
     waiting: WaitingRequests
     metrics: RouterMetrics
     logger: Logger = field(default_factory=lambda: Logger("router"))
+    tracer: traces.Tracer = field(default_factory=traces.Tracer)
 
     @property
     def limits(self) -> Limits:
@@ -63,10 +65,12 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a call allows all of a request's journeys: until when, and who is told of tokens as they are known."""
+    """What a call allows all of a request's journeys: until when, and who is told of tokens as they are known. `span` is
+    the request's."""
 
     deadline: Deadline
     charge: Callable[[int], None] = lambda tokens: None
+    span: traces.Span = field(default_factory=traces.Span)
 
 
 @dataclass(slots=True)
@@ -101,19 +105,18 @@ class Sibling:
 
 
 class Journey:
-    """`request.request_id` is set, `request.sampling.n` does not count. `send` is awaited for every chunk, one at a
-    time."""
+    """`request.request_id` is set, `request.sampling.n` does not count."""
 
     def __init__(
-        self, request: GenerateRequest, send: Send, around: Surroundings, terms: Terms, sibling: Sibling | None = None
+        self, request: GenerateRequest, sink: Sink, around: Surroundings, terms: Terms, sibling: Sibling | None = None
     ) -> None:
         self._request = request
         self._terms = terms
-        self._send = send
+        self._sink = sink
         self._around = around
         self._sibling = sibling
         self._transfer_id = uuid4().hex
-        self._output = Output(request.output, sibling.choice if sibling is not None else 0)
+        self._output = Output(request.output, self._choice)
         self._stopwatch = Stopwatch(arrived_at=sibling.arrived_at if sibling is not None else time.monotonic())
         self._blame = _Blame()
         self._attempt: Attempt | None = None
@@ -135,7 +138,7 @@ class Journey:
                     if self._sibling is None:
                         await self._read(limits)
                     while self._output.finish_reason is None:
-                        async with self._around.waiting.bound(self._ask()) as binding:
+                        async with self._route() as binding:
                             departure = await self._try(binding, None)
                         while departure is not None and departure.binding is not None:
                             departure = await self._try(departure.binding, departure)
@@ -145,14 +148,14 @@ class Journey:
         finally:
             self._terms.charge(len(self._output.token_ids) - len(self._request.output))
 
-    def sibling(self, choice: int, send: Send) -> "Journey":
+    def sibling(self, choice: int, sink: Sink) -> "Journey":
         """Another output of this one's prompt, whose KV is at this one's decode worker now. Its seed is its own, as in
         vLLM: the request's plus `choice`."""
         sampling = replace(self._sampling, prompt_logprobs=None)
         if sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + choice)
         known = Sibling(choice, self._decode_worker, self.prompt, self._stopwatch.arrived_at)
-        return Journey(replace(self._request, sampling=sampling), send, self._around, self._terms, known)
+        return Journey(replace(self._request, sampling=sampling), sink, self._around, self._terms, known)
 
     def move(self, move: Move) -> None:
         """Takes the request to another decode worker; `move` hears what became of it."""
@@ -166,29 +169,49 @@ class Journey:
         """The uuid of the worker that decodes it, or will; empty while it waits for one."""
         return self._attempt.decode_worker if self._attempt is not None else ""
 
+    @asynccontextmanager
+    async def _route(self) -> AsyncIterator[Binding]:
+        """The wait for one, and the block that has it."""
+        ask, choice, number = self._ask(), self._choice, self._stopwatch.routes + 1
+        with self._terms.span.child(traces.QUEUE_SPAN, traces.waits, number, choice, ask.need.tokens) as queue:
+            async with self._around.waiting.bound(ask) as binding:
+                queue.end()
+                yield binding
+
     async def _try(self, binding: Binding, arriving: Departure | None) -> Departure | None:
         """One attempt. Returns the departure if the request is to go on at another worker."""
         self._decode_worker = binding.decode.uuid
         self._stopwatch.bound(binding, moved=arriving is not None)
-        around = self._around
-        try:
-            with Attempt(binding, self._work(), around.membership, around.waiting, arriving) as self._attempt:
-                await self._attempt.run()
-        except Setback as setback:
-            self._learn(setback)
-        except MovedOn as moved:
-            return moved.departure
-        finally:
-            self._attempt = None
+        around, known = self._around, len(self._output.token_ids)
+        with self._span_of(binding, moved=arriving is not None) as span:
+            try:
+                work = self._work(span)
+                with Attempt(binding, work, around.membership, around.waiting, arriving) as self._attempt:
+                    await self._attempt.run()
+                span.note(traces.ending, str(self._output.finish_reason), len(self._output.token_ids) - known)
+            except Setback as setback:
+                span.note(traces.ending, setback.reason, len(self._output.token_ids) - known)
+                self._learn(setback, span)
+            except MovedOn as moved:
+                span.note(traces.ending, Failure.MIGRATED.value, len(self._output.token_ids) - known)
+                return moved.departure
+            finally:
+                self._attempt = None
         return None
 
-    def _learn(self, setback: Setback) -> None:
+    def _span_of(self, binding: Binding, moved: bool) -> traces.Span:
+        """An attempt's."""
+        number, decode, prefill = self._stopwatch.routes, binding.decode, binding.prefill
+        return self._terms.span.call(traces.ATTEMPT_SPAN, traces.route, number, self._choice, decode, prefill, moved)
+
+    def _learn(self, setback: Setback, span: traces.Span) -> None:
         """Finishes, goes on to the next attempt, or raises what the client is told."""
         self._around.metrics.attempt_failed(setback.reason)
         self._blame.take(setback)
         if setback.worker is not None and (setback.silent or setback.reason == Failure.ENGINE.value):
             self._around.membership.suspect(setback.worker)
         log = self._around.logger.info if setback.counts else self._around.logger.debug
+        span.fail(setback.reason, str(setback)) if setback.counts else span.end()
         log("attempt failed", reason=setback.reason, sentence=str(setback), tokens=len(self._output.token_ids))
         self._note_end()
         if self._output.finish_reason is not None:
@@ -202,7 +225,15 @@ class Journey:
     def _note_end(self) -> None:
         """The output may have its end though no worker is there to say so."""
         eos = self._around.model.eos_token_ids
-        self._output.finish_reason = finished_already(self._sampling, self._output.token_ids, eos)
+        self._output.finish_reason = finished_already(
+            self._sampling, self._output.token_ids, eos, self._output.has_tool_calls and not self._forced_tool
+        )
+
+    @property
+    def _forced_tool(self) -> str:
+        """The function that must be called, if one was named: such an output ends like any other."""
+        prompt = self._request.prompt
+        return prompt.tool_choice.function if isinstance(prompt, Chat) else ""
 
     async def _finish(self) -> Chunk:
         usage = Usage(len(self.prompt), len(self._output.token_ids))
@@ -243,7 +274,7 @@ class Journey:
             failed_with=self._blame.last,
         )
 
-    def _work(self) -> Work:
+    def _work(self, span: traces.Span) -> Work:
         patience_s, prompt = self._request.inter_token_deadline_s, self._request.prompt
         return Work(
             request_id=self._request.request_id,
@@ -257,9 +288,11 @@ class Journey:
             output=self._output,
             stopwatch=self._stopwatch,
             flush=self._flush,
+            flush_now=self._flush_now,
             most_unsent=self._around.config.limits.client_buffer_tokens,
             lora=self._request.lora,
             cache_salt=self._request.cache_salt,
+            span=span,
             parse=Parse(prompt.tools, prompt.tool_choice) if isinstance(prompt, Chat) else None,
         )
 
@@ -268,14 +301,24 @@ class Journey:
         """vLLM skips KV from elsewhere for them. Once they are out the request may go on like any other."""
         return self._sampling.prompt_logprobs is not None and len(self._output.token_ids) == len(self._request.output)
 
+    @property
+    def _choice(self) -> int:
+        return self._sibling.choice if self._sibling is not None else 0
+
     # The client --------------------------------------------------------------------------------------------------
     async def _flush(self) -> None:
         if self._output.has_unsent:
             await self._sent(self._output.take_chunk(self._request.request_id))
 
+    def _flush_now(self) -> bool:
+        if not self._sink.put(self._output.chunk(self._request.request_id)):
+            return False
+        self._output.note_sent()
+        return True
+
     async def _sent(self, chunk: Chunk) -> None:
         self._sending_since = time.monotonic()
-        await self._send(chunk)
+        await self._sink.send(chunk)
         self._sending_since = inf
 
     def _stall(self, time_left: asyncio.Timeout) -> None:

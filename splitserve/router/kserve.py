@@ -23,7 +23,7 @@ import grpc
 from splitserve import __version__
 from splitserve.core.errors import Overloaded, SplitserveError, first_of
 from splitserve.core.request import Chunk, GenerateRequest, Model
-from splitserve.router.journey import Send
+from splitserve.core.sink import Awaited, Send, Sink
 from splitserve.rpc.convert import kserve
 from splitserve.rpc.gen import grpc_service_pb2 as pb
 from splitserve.rpc.gen import grpc_service_pb2_grpc
@@ -41,7 +41,7 @@ class Door(Protocol):
     """What this needs of the endpoint."""
 
     async def generate(
-        self, request: GenerateRequest, send: Send, bearer: str = "", time_left_s: float | None = None
+        self, request: GenerateRequest, sink: Sink, bearer: str = "", time_left_s: float | None = None
     ) -> None: ...
 
     async def model(self, name: str, bearer: str = "") -> Model: ...
@@ -101,6 +101,8 @@ class KserveService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
             await _Stream(self._door, context, self._most_at_once, self._client_stall_s).run(messages)
         except* SplitserveError as group:
             failure = first_of(group)
+        except* _ClientGone:
+            pass  # nobody is there to be told
         if isinstance(failure, SplitserveError):
             await abort(context, failure)
 
@@ -147,9 +149,13 @@ class _Answering:
 
     async def _generate(self, send: Send) -> None:
         try:
-            await self._door.generate(self._asked.request, send, self._key, self._time_left_s)
+            await self._door.generate(self._asked.request, Awaited(send), self._key, self._time_left_s)
         except SplitserveError as error:
             raise self._asked.named(error) from error
+
+
+class _ClientGone(Exception):
+    """Noticed by a write, before the call's handler is cancelled."""
 
 
 class _Sender(Protocol):
@@ -218,6 +224,8 @@ class _Stream:
                     await self._context.write(message)
             except TimeoutError as error:
                 raise self._too_slow() from error
+            except grpc.aio.InternalError as error:  # the call is over, and its cancellation on the way
+                raise _ClientGone from error
             if not written.done():
                 written.set_result(None)
 

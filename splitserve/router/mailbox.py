@@ -40,9 +40,16 @@ Event = Delta | Lost | Order | Overfull
 
 
 class Mailbox:
-    """`most_tokens`: beyond it `on_overfull` is called, once for each delta."""
+    """`at_once` may take a delta that comes while none waits, and says whether it has: so most tokens wake nobody.
+    `most_tokens`: beyond it `on_overfull` is called, once for each delta."""
 
-    def __init__(self, most_tokens: float = inf, on_overfull: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        most_tokens: float = inf,
+        on_overfull: Callable[[], None] = lambda: None,
+        at_once: Callable[[Delta], bool] = lambda delta: False,
+    ) -> None:
+        self._at_once = at_once
         self._most_tokens = most_tokens
         self._on_overfull = on_overfull
         self._events: list[Event] = []
@@ -50,12 +57,14 @@ class Mailbox:
         self._reader: asyncio.Future[None] | None = None
 
     def put(self, event: Event) -> None:
+        if isinstance(event, Delta):
+            if not self._events and self._at_once(event):
+                return
+            self._tokens += len(event.token_ids)
         self._events.append(event)
         self.ring()
-        if isinstance(event, Delta):
-            self._tokens += len(event.token_ids)
-            if self._tokens > self._most_tokens:
-                self._on_overfull()
+        if self._tokens > self._most_tokens and isinstance(event, Delta):
+            self._on_overfull()
 
     def put_back(self, events: Iterable[Event]) -> None:
         """Taken, but not looked at."""

@@ -8,7 +8,6 @@ side and every request has ended, and whatever runs ends with the call.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 
 from splitserve.core.errors import InvalidRequest, SplitserveError
 from splitserve.core.request import Chunk
@@ -23,13 +22,32 @@ _LARGEST_WINDOW = 4096
 Write = Callable[[inference_pb2.ManyResponse], Awaitable[None]]
 
 
-@dataclass(slots=True)
-class _Open:
-    """One request. `window`: responses that may still be sent."""
+class _Window:
+    """One request's sink. `left`: responses that its caller has room for."""
 
-    window: int
-    widened: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
+    def __init__(self, number: int, left: int, put: Callable[[inference_pb2.ManyEvent], None]) -> None:
+        self._number = number
+        self._left = min(max(1, left), _LARGEST_WINDOW)
+        self._put = put
+        self._widened = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    def put(self, chunk: Chunk) -> bool:
+        if not self._left:
+            return False
+        self._left -= 1
+        response, end = convert.chunk_to_proto(chunk), chunk.usage is not None
+        self._put(inference_pb2.ManyEvent(number=self._number, response=response, end=end))
+        return True
+
+    async def send(self, chunk: Chunk) -> None:
+        while not self.put(chunk):
+            self._widened.clear()
+            await self._widened.wait()
+
+    def widen(self, by: int) -> None:
+        self._left = min(self._left + by, _LARGEST_WINDOW)
+        self._widened.set()
 
 
 class Many:
@@ -39,7 +57,7 @@ class Many:
         self._endpoint = endpoint
         self._key = key
         self._write = write
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, _Window] = {}
         self._outbox: list[inference_pb2.ManyEvent] = []
         self._news = asyncio.Event()
         self._closing = False
@@ -56,31 +74,20 @@ class Many:
     def _hear(self, message: inference_pb2.ManyRequest, requests: asyncio.TaskGroup) -> None:
         kind, request = message.WhichOneof("kind"), self._open.get(message.number)
         if kind == "start" and request is None:
-            request = self._open[message.number] = _Open(min(max(1, message.start.window), _LARGEST_WINDOW))
+            request = self._open[message.number] = _Window(message.number, message.start.window, self._put)
             request.task = requests.create_task(self._serve(message.number, message.start, request))
         elif kind == "start":
             self._put_error(message.number, InvalidRequest("number", f"{message.number} is in use; count upwards"))
         elif kind == "more" and request is not None:
-            request.window = min(request.window + message.more, _LARGEST_WINDOW)
-            request.widened.set()
+            request.widen(message.more)
         elif kind == "cancel" and request is not None and request.task is not None:
             request.task.cancel()
             del self._open[message.number]
 
-    async def _serve(self, number: int, start: inference_pb2.ManyStart, open_: _Open) -> None:
-        async def send(chunk: Chunk) -> None:
-            while open_.window == 0:
-                open_.widened.clear()
-                await open_.widened.wait()
-            open_.window -= 1
-            self._put(
-                inference_pb2.ManyEvent(
-                    number=number, response=convert.chunk_to_proto(chunk), end=chunk.usage is not None
-                )
-            )
-
+    async def _serve(self, number: int, start: inference_pb2.ManyStart, window: _Window) -> None:
         try:
-            await self._endpoint.generate(convert.request_from_proto(start.request), send, start.api_key or self._key)
+            request = convert.request_from_proto(start.request)
+            await self._endpoint.generate(request, window, start.api_key or self._key)
         except SplitserveError as error:
             self._put_error(number, error)
         finally:

@@ -18,6 +18,7 @@ class Output:
     def __init__(self, token_ids: Sequence[int] = (), choice: int = 0) -> None:
         self.token_ids: list[int] = list(token_ids)
         self.finish_reason: FinishReason | None = None
+        self.has_tool_calls = False
         self._choice = choice
         self._unsent: list[Delta] = []
 
@@ -34,6 +35,8 @@ class Output:
         if delta.token_ids or delta.text or delta.reasoning or delta.tool_calls:
             self.token_ids.extend(delta.token_ids)
             self._unsent.append(delta)
+            if delta.tool_calls:
+                self.has_tool_calls = True
         return len(delta.token_ids)
 
     @property
@@ -42,7 +45,17 @@ class Output:
 
     def take_chunk(self, request_id: str) -> Chunk:
         """What waits to be sent, as one chunk; empty at the end of the output if nothing does."""
-        deltas, self._unsent = self._unsent, []
+        chunk = self.chunk(request_id)
+        self.note_sent()
+        return chunk
+
+    def note_sent(self) -> None:
+        """Nothing waits to be sent any more."""
+        self._unsent.clear()
+
+    def chunk(self, request_id: str) -> Chunk:
+        """As `take_chunk`, and it waits on."""
+        deltas = self._unsent
         if not deltas:
             return Chunk(request_id, len(self.token_ids), (), "", choice=self._choice)
         first = deltas[0]

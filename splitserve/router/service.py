@@ -8,6 +8,7 @@ import grpc
 from splitserve.core.errors import DeadlineExceeded, InvalidRequest, SplitserveError, Unavailable
 from splitserve.core.fleet import FleetStatus
 from splitserve.core.request import Chunk
+from splitserve.core.sink import Awaited
 from splitserve.router.endpoint import Endpoint
 from splitserve.router.many import Many
 from splitserve.router.membership import Membership
@@ -32,7 +33,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
         try:
             request = convert.request_from_proto(message)
-            await self._endpoint.generate(request, send, _key(context), context.time_remaining())
+            await self._endpoint.generate(request, Awaited(send), _key(context), context.time_remaining())
         except SplitserveError as error:
             await abort(context, error)
 

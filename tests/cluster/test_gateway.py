@@ -11,14 +11,16 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+import yaml
 from openai import AsyncOpenAI, OpenAI
 
 from splitserve.client import AsyncClient
 from splitserve.core.config import SimSettings
 from splitserve.core.request import Chat, ChatMessage
+from splitserve.core.worker import Pool
 from splitserve.gateway.config import GatewayConfig
 from tests.cluster.asking import WAIT_S, ask, eventually, greedy, settled
-from tests.cluster.processes import Cluster, Process, cluster_of
+from tests.cluster.processes import ROUTER, Cluster, Process, cluster_of
 
 TOLD = SimSettings(
     step_s=0.001, prefill_token_s=0.000005, decode_token_s=0.00001, tool_parser="sim", reasoning_parser="sim"
@@ -219,7 +221,7 @@ async def test_a_client_that_hangs_up_frees_the_workers_blocks(
 
 
 async def _read(client: AsyncOpenAI, stream: bool, fields: dict[str, Any]) -> None:
-    answer = await client.completions.create(model="demo", stream=stream, **fields)
+    answer: Any = await client.completions.create(model="demo", stream=stream, **fields)
     if stream:
         async for _ in answer:
             pass
@@ -289,6 +291,47 @@ async def test_without_a_router_health_and_requests_are_503(directory: Path) -> 
         assert (refused.value.status_code, refused.value.code) == (503, "unavailable")
     finally:
         process.close()
+
+
+async def test_callers_keys_go_on_to_the_router(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(
+        yaml.safe_dump({"keys": [_entry("user", ["inference"], requests_per_minute=2), _entry("w", ["worker"])]})
+    )
+    worker_key = tmp_path / "worker.key"
+    worker_key.write_text(_key("w"))
+    settings = ROUTER.model_copy(update={"api_keys": str(keys)})
+    with cluster_of(tmp_path, prefill=0, decode=0, router=settings) as cluster:
+        cluster.add("d0", Pool.DECODE, api_key_file=str(worker_key)).ready()
+        process = gateway_of(cluster.address, tmp_path, "gateway")
+        try:
+            await _with_keys(f"http://{process.ready()['address']}/v1")
+        finally:
+            process.close()
+
+
+async def _with_keys(base: str) -> None:
+    async def ask_with(key: str) -> None:
+        async with AsyncOpenAI(base_url=base, api_key=key, max_retries=0) as client:
+            await client.completions.create(model="demo", prompt=TEXT, max_tokens=2)
+
+    with pytest.raises(openai.AuthenticationError):
+        await ask_with("a-key-that-nobody-has")
+    with pytest.raises(openai.PermissionDeniedError):
+        await ask_with(_key("w"))
+    await ask_with(_key("user"))
+    await ask_with(_key("user"))
+    with pytest.raises(openai.RateLimitError) as limited:
+        await ask_with(_key("user"))
+    assert int(limited.value.response.headers["Retry-After"]) >= 1
+
+
+def _entry(name: str, scopes: list[str], **limits: int) -> dict[str, Any]:
+    return {"name": name, "key": _key(name), "scopes": scopes, **limits}
+
+
+def _key(name: str) -> str:
+    return f"{name}-0123456789abcdef"
 
 
 async def test_health_is_the_fleets(gateway: str, router: AsyncClient) -> None:

@@ -169,6 +169,17 @@ def test_a_command_says_who_it_is_by_options_or_environment(secured: Secured) ->
     assert "no scope admin" in refused.stderr
 
 
+@pytest.mark.parametrize("with_ca", [True, False])
+def test_a_command_that_speaks_to_a_router_wrongly_hears_which_options_to_look_at(
+    secured: Secured, with_ca: bool
+) -> None:
+    options = ["--ca", secured.authority.ca] if with_ca else []
+    command = [sys.executable, "-m", "splitserve", "status", "--router", secured.cluster.address, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
+    assert done.returncode == 1
+    assert "look at --ca, --cert and --key" in done.stderr
+
+
 def test_metrics_are_served_with_the_same_certificate(secured: Secured) -> None:
     tls = secured.authority.client()
     trusting = ssl.create_default_context(cafile=tls.ca)

@@ -10,6 +10,7 @@ import json
 import queue
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def aio_status(address: str, model: str) -> dict[str, Any]:
 def infer(address: str, requests: list[dict[str, Any]]) -> list[Any]:
     """One after the other; what is refused becomes its error."""
     with grpcclient.InferenceServerClient(address) as client:
-        return [_answer_or_refusal(lambda one=one: client.infer(**_arguments(one))) for one in requests]
+        return [_answer_or_refusal(partial(client.infer, **_arguments(one))) for one in requests]
 
 
 def async_infer(address: str, requests: list[dict[str, Any]]) -> list[Any]:
@@ -118,7 +119,7 @@ def cancelled_stream(address: str, request: dict[str, Any], responses: int) -> l
 def cancelled_infer(address: str, request: dict[str, Any]) -> Any:
     """Given up after a while in which nothing can have come."""
     with grpcclient.InferenceServerClient(address) as client:
-        return _answer_or_refusal(lambda: client.infer(client_timeout=0.5, **_arguments(request)))
+        return _answer_or_refusal(partial(client.infer, client_timeout=0.5, **_arguments(request)))
 
 
 def aio_stream(address: str, requests: list[dict[str, Any]]) -> list[Any]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from splitserve.core.request import FinishReason, SamplingParams
+from splitserve.core.request import FinishReason, SamplingParams, StructuredOutput
 from splitserve.core.worker import Failure, KvMode, Ticket
 from tests.contract.engines import (
     Bench,
@@ -130,6 +130,18 @@ class HandOverContract:
         for taker, ticket in zip(takers, tickets, strict=True):
             taken = taker.submit(a_decode(prompt, greedy(40), ticket, whole.tokens[:3])).wait()
             assert whole.tokens[:3] + taken.tokens == whole.tokens
+
+    def test_a_handed_over_structured_output_keeps_to_what_is_left_of_it(self, pushing: Bench) -> None:
+        said = StructuredOutput(choice=tuple(f"{word} again" + 20 * " and again" for word in ("Once", "Twice")))
+        sampling = greedy(200, structured_output=said, ignore_eos=False)
+        ticket, prompt = a_ticket(pushing.source, pushing.destination), a_prompt(pushing.vocabulary, 30, 310)
+        run = left(pushing.source, ticket, prompt, sampling=sampling)
+        rest = pushing.destination.submit(a_decode(prompt, sampling, ticket, run.tokens)).wait()
+        whole = served_alone(pushing, prompt, sampling)
+        assert run.tokens + rest.tokens == whole.tokens
+        assert run.text + rest.text == whole.text
+        assert whole.text in said.choice
+        assert rest.outcome.finish_reason is FinishReason.STOP
 
     # Other endings ---------------------------------------------------------------------------------------------------
     def test_kv_that_nobody_takes_over_is_given_up_when_its_lease_ends(self, pushing: Bench) -> None:

@@ -40,18 +40,10 @@ class DecodeOutput:
         context = Context(self._job.prompt, self._tokens, self._seed)
         forced = self._script.forced(context.position, self._vocabulary.eos)
         sampled = sample(digests, self._vocabulary, self._sampling, context, forced)
-        index, before = len(self._tokens), self._told
-        calls = self._tell(self._take(sampled.token))
-        return Delta(
-            self._job.job_id,
-            index,
-            (sampled.token,),
-            self._told.text[len(before.text) :],
-            self._shown_logprobs(sampled),
-            self.outcome(stats),
-            self._told.reasoning[len(before.reasoning) :],
-            calls,
-        )
+        index = len(self._tokens)
+        text, reasoning, calls = self._tell(self._take(sampled.token))
+        logprobs = self._shown_logprobs(sampled)
+        return Delta(self._job.job_id, index, (sampled.token,), text, logprobs, self.outcome(stats), reasoning, calls)
 
     def prompt_logprobs(self, read: Callable[[int], bytes]) -> tuple[tuple[Logprob, ...], ...]:
         """With the first token of all, if asked for; `read` gives what the KV of so many tokens holds."""
@@ -77,18 +69,22 @@ class DecodeOutput:
     def _shown_logprobs(self, sampled: Sampled) -> tuple[tuple[Logprob, ...], ...]:
         return () if self._sampling.logprobs is None else (sampled.logprobs,)
 
-    def _tell(self, released: str) -> tuple[ToolCall, ...]:
-        """Tells apart what there is now; returns the new pieces of a call."""
+    def _tell(self, released: str) -> tuple[str, str, tuple[ToolCall, ...]]:
+        """What this text adds: text, reasoning, pieces of a call."""
+        if not (self._script.reasons or self._script.calls):
+            return released, "", ()
         self._raw += released
         before, now = self._told, told_apart(self._raw, self._script, self.finished is not None)
         self._told = now
         if now.name and self.finished is FinishReason.STOP and not self._script.by_name:
             self.finished = FinishReason.TOOL_CALLS
-        if (now.name, now.arguments) == (before.name, before.arguments):
-            return ()
+        return now.text[len(before.text) :], now.reasoning[len(before.reasoning) :], self._pieces(before, now)
+
+    def _pieces(self, before: Told, now: Told) -> tuple[ToolCall, ...]:
         more = now.arguments[len(before.arguments) :]
-        named = ToolCall(id=f"call-{self._job.request_id}", name=now.name, arguments=more)
-        return (ToolCall(arguments=more) if before.name else named,)
+        if now.name and not before.name:
+            return (ToolCall(id=f"call-{self._job.request_id}", name=now.name, arguments=more),)
+        return (ToolCall(arguments=more),) if more else ()
 
     def _take(self, token: int) -> str:
         """Appends a token; returns the text that it releases."""

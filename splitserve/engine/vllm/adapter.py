@@ -201,6 +201,9 @@ class VllmEngine:
         except refusals() as error:
             self._refuse(job.job_id, "sampling", str(error))
             return
+        except EngineError as error:
+            self._end(job.job_id, Outcome(failure=Failure.ENGINE, message=str(error)))
+            return
         key = TransferKey(job.ticket.transfer_id, job.ticket.epoch) if job.ticket is not None else None
         if key in self._by_key:
             self._refuse(job.job_id, "ticket", f"ticket {key} is in use by another job")
@@ -294,7 +297,12 @@ class VllmEngine:
     def _decode_delta(self, running: _Running, output: Any) -> Delta:
         assert running.output is not None
         completion, index = output.outputs[0], running.output.sent
-        tokens, parsed, finish = running.output.take(list(completion.token_ids), completion.finish_reason)
+        try:
+            tokens, parsed, finish = running.output.take(list(completion.token_ids), completion.finish_reason)
+        except EngineError as error:
+            self._forget(running.job.job_id)
+            self._runner.abort(running.job.job_id)
+            return Delta(running.job.job_id, outcome=Outcome(failure=Failure.ENGINE, message=str(error)))
         outcome = None
         if finish is not None:
             outcome = Outcome(finish_reason=finish, transfer=running.stats)

@@ -74,7 +74,16 @@ def engine_arguments(
     if on_cpu:
         arguments["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * GIB)
         arguments["distributed_executor_backend"] = "mp" if ranks_of(settings) > 1 else "uni"
-    return arguments | settings.extra
+    return with_reasoning(arguments | settings.extra)
+
+
+def with_reasoning(arguments: dict[str, Any]) -> dict[str, Any]:
+    """vLLM takes the parser as an argument of its own, but not beside a mapping that it would belong into."""
+    config = arguments.get("structured_outputs_config")
+    if not isinstance(config, Mapping) or "reasoning_parser" not in arguments:
+        return arguments
+    rest = {name: value for name, value in arguments.items() if name != "reasoning_parser"}
+    return rest | {"structured_outputs_config": {**config, "reasoning_parser": arguments["reasoning_parser"]}}
 
 
 def refuse_drafters_with_kv(extra: Mapping[str, Any]) -> None:

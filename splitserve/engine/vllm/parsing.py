@@ -6,16 +6,17 @@ parsers' state follows from the tokens, so a resumed request replays those that 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from splitserve.core.config import VllmSettings
-from splitserve.core.errors import ConfigError, InvalidRequest
+from splitserve.core.errors import ConfigError, EngineError, InvalidRequest
 from splitserve.core.request import SamplingParams, ToolCall, ToolMode
 from splitserve.core.worker import DecodeJob, Parse
 from splitserve.engine.protocol import NO_TOOL_PARSER, NO_TOOLS
-from splitserve.engine.vllm.translate import structured_params
+from splitserve.engine.vllm.translate import refusals, structured_params
 from splitserve.engine.vllm.versions import parser_class
 from splitserve.kv.job_params import GrammarStart
 
@@ -42,7 +43,8 @@ class Parsers:
         self._whole = _composed(tokenizer, named) if any(named.values()) else None
 
     def of(self, job: DecodeJob, model_config: Any) -> "OutputParser | None":
-        """None if the output is plain text. Raises InvalidRequest naming the field that this worker can't serve."""
+        """None if the output is plain text. Raises InvalidRequest naming the field that this worker can't serve, and
+        EngineError for a parser that breaks."""
         parse = job.parse
         if parse is None:
             return None
@@ -56,15 +58,17 @@ class Parsers:
         if kind is None:
             return None
         request = chat_request(parse, job.sampling)
-        parser = kind(self._tokenizer, request.tools, model_config=model_config)
-        if calls or self._reasons:
-            request = parser.adjust_request(request)
+        with _breakage("messages.tools"):
+            parser = kind(self._tokenizer, request.tools, model_config=model_config)
+            if calls or self._reasons:
+                request = parser.adjust_request(request)
         return OutputParser(parser, request, job.prompt, counts_calls=not parse.tool_choice.function)
 
 
 class OutputParser:
     """One output's. `structured_outputs` and `skip_special_tokens` are what the parser needs of vLLM; `called`: a tool,
-    so that the output's end is its calls'."""
+    so that the output's end is its calls'. Raises EngineError if the parser breaks: what it raises is one request's
+    affair."""
 
     def __init__(self, parser: Any, request: Any, prompt: Sequence[int], counts_calls: bool) -> None:
         self._parser = parser
@@ -76,7 +80,8 @@ class OutputParser:
         self.called = False
 
     def feed(self, text: str, tokens: Sequence[int], finished: bool) -> Parsed:
-        message = self._parser.parse_delta(text, list(tokens), self._request, self._prompt, finished=finished)
+        with _breakage():
+            message = self._parser.parse_delta(text, list(tokens), self._request, self._prompt, finished=finished)
         if message is None:
             return Parsed()
         calls = tuple(_piece(call) for call in message.tool_calls)
@@ -85,13 +90,26 @@ class OutputParser:
 
     def grammar_start(self, output: Sequence[int]) -> GrammarStart:
         """A grammar constrains what comes after the reasoning; in the output so far that may have ended, or not."""
-        reasoner = self._parser.reasoning_parser
-        if reasoner is None or self._request._grammar_from_parser or self._parser.is_reasoning_end(self._prompt):
-            return GrammarStart(True, len(output))
-        for count, token in enumerate(output, start=1):
-            if reasoner.is_reasoning_end_streaming([*self._prompt, *output[:count]], [token]):
-                return GrammarStart(True, len(output) - count + _belongs_to_content(reasoner, token))
+        reasoner, tokens = self._parser.reasoning_parser, list(self._prompt)
+        with _breakage():
+            if reasoner is None or self._request._grammar_from_parser or self._parser.is_reasoning_end(tokens):
+                return GrammarStart(True, len(output))
+            for count, token in enumerate(output, start=1):
+                tokens.append(token)
+                if reasoner.is_reasoning_end_streaming(tokens, [token]):
+                    return GrammarStart(True, len(output) - count + _belongs_to_content(reasoner, token))
         return GrammarStart(False, 0)
+
+
+@contextmanager
+def _breakage(field: str = "") -> Iterator[None]:
+    """Around vLLM's parsers, which are many people's. With a `field` they may also refuse what it holds."""
+    try:
+        yield
+    except Exception as error:
+        if field and isinstance(error, refusals()):
+            raise InvalidRequest(field, str(error)) from error
+        raise EngineError(f"vLLM's parser broke on this request: {type(error).__name__}: {error}") from error
 
 
 def check_names(settings: VllmSettings) -> None:

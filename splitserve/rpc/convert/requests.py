@@ -46,7 +46,7 @@ _SAMPLING_SCALARS = tuple(
     for field in inference_pb2.SamplingParams.DESCRIPTOR.fields
     if field.has_presence and field.message_type is None
 )  # `optional` in the proto: unset takes the dataclass's default
-_REQUEST_NAMES = ("model", "request_id", "session_id", "lora", "cache_salt")
+_REQUEST_NAMES = ("model", "request_id", "session_id", "lora", "cache_salt", "traceparent", "tracestate")
 
 
 # Sampling -----------------------------------------------------------------------------------------------------------

@@ -171,16 +171,17 @@ def delta_to_proto(delta: Delta) -> worker_pb2.Delta:
 
 
 def delta_from_proto(message: worker_pb2.Delta) -> Delta:
+    """Once per token: what most deltas don't have costs a look."""
     return Delta(
         job_id=message.job_id,
         index=message.index,
         token_ids=tuple(message.token_ids),
         text=message.text,
-        logprobs=logprobs_from_proto(message.logprobs),
+        logprobs=logprobs_from_proto(message.logprobs) if message.logprobs else (),
         outcome=outcome_from_proto(message.outcome) if message.HasField("outcome") else None,
         reasoning=message.reasoning,
-        tool_calls=tool_calls_from_proto(message.tool_calls),
-        prompt_logprobs=logprobs_from_proto(message.prompt_logprobs),
+        tool_calls=tool_calls_from_proto(message.tool_calls) if message.tool_calls else (),
+        prompt_logprobs=logprobs_from_proto(message.prompt_logprobs) if message.prompt_logprobs else (),
     )
 
 

@@ -20,7 +20,7 @@ FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_TOOL_CALLS: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "token_ids", "messages", "sampling", "request_id", "slo_class", "priority", "session_id", "deadline_s", "inter_token_deadline_s", "lora", "cache_salt", "output")
+    __slots__ = ("model", "text", "token_ids", "messages", "sampling", "request_id", "slo_class", "priority", "session_id", "deadline_s", "inter_token_deadline_s", "lora", "cache_salt", "output", "traceparent", "tracestate")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,8 @@ class GenerateRequest(_message.Message):
     LORA_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TRACESTATE_FIELD_NUMBER: _ClassVar[int]
     model: str
     text: str
     token_ids: TokenIds
@@ -49,7 +51,9 @@ class GenerateRequest(_message.Message):
     lora: str
     cache_salt: str
     output: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., messages: _Optional[_Union[ChatMessages, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., request_id: _Optional[str] = ..., slo_class: _Optional[str] = ..., priority: _Optional[int] = ..., session_id: _Optional[str] = ..., deadline_s: _Optional[float] = ..., inter_token_deadline_s: _Optional[float] = ..., lora: _Optional[str] = ..., cache_salt: _Optional[str] = ..., output: _Optional[_Iterable[int]] = ...) -> None: ...
+    traceparent: str
+    tracestate: str
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., messages: _Optional[_Union[ChatMessages, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., request_id: _Optional[str] = ..., slo_class: _Optional[str] = ..., priority: _Optional[int] = ..., session_id: _Optional[str] = ..., deadline_s: _Optional[float] = ..., inter_token_deadline_s: _Optional[float] = ..., lora: _Optional[str] = ..., cache_salt: _Optional[str] = ..., output: _Optional[_Iterable[int]] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class ManyRequest(_message.Message):
     __slots__ = ("number", "start", "cancel", "more")

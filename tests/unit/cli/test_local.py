@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from splitserve.cli.local import Machine, Overrides, ProcessPlan, cluster_of, merged, plan_router, plan_workers
-from splitserve.core.config import ClusterConfig, RouterConfig, VllmSettings, WorkerConfig
+from splitserve.core.config import ClientTls, ClusterConfig, RouterConfig, VllmSettings, WorkerConfig
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import Pool
 
@@ -39,6 +39,17 @@ def test_every_worker_joins_the_router_and_serves_the_clusters_model() -> None:
         ("some/model", "it", ("127.0.0.1:7",))
     }
     assert {config.kv_transfer.lease_s for _, config in planned} == {3.0}
+
+
+def test_workers_reach_a_router_with_tls_and_keys_as_the_cluster_says() -> None:
+    tls = {"certificate": "a.pem", "key": "a.key"}
+    planned = workers(cluster(router={"tls": tls}, router_tls={"ca": "ca.pem"}, api_key_file="fleet.key"))
+    assert {config.router_tls for _, config in planned} == {ClientTls(ca="ca.pem")}
+    assert {config.api_key_file for _, config in planned} == {"fleet.key"}
+
+
+def test_insecure_is_said_to_the_router() -> None:
+    assert plan_router(cluster_of({}, Overrides(insecure=True), "options")).config == RouterConfig(insecure=True)
 
 
 def test_taken_metrics_ports_are_skipped() -> None:

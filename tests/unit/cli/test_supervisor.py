@@ -98,7 +98,7 @@ async def test_what_a_process_says_of_itself_is_heard(tmp_path: Path, record: Re
     async with supervising(tmp_path, record) as supervisor:
         supervisor.start(plan("stay"))
         ready = await supervisor.ready("one", WAIT_S)
-    assert ready.facts == {"address": "deadline_s: 600.0"}  # the first line of its configuration
+    assert ready.facts == {"address": "api_keys: null"}  # the first line of its configuration
     assert [type(event) for event in record.events] == [Started, Ready, Ended]
 
 

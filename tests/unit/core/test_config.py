@@ -129,3 +129,11 @@ def test_settings_never_change_after_they_are_read() -> None:
 def test_every_duration_says_what_it_is(kind: type[Settings]) -> None:
     silent = [name for name, info in kind.model_fields.items() if name.endswith("_s") and not info.description]
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    "said", [{"router": {"tls": {"certificate": "a.pem", "key": "a.key"}}}, {"router_tls": {"ca": "ca.pem"}}]
+)
+def test_a_clusters_router_and_workers_have_tls_both_or_neither(said: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="router_tls go together"):
+        parse(ClusterConfig, said, "cluster.yaml")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from splitserve.core.request import SamplingParams
+from splitserve.core.request import SamplingParams, StructuredOutput
 from splitserve.core.sampler_state import STATEFUL, SamplerState
 
 
@@ -14,6 +14,8 @@ from splitserve.core.sampler_state import STATEFUL, SamplerState
         (SamplingParams(seed=3, temperature=0), ()),
         (SamplingParams(presence_penalty=-0.5), ("presence_penalty",)),
         (SamplingParams(seed=3, frequency_penalty=0.1), ("seed", "frequency_penalty")),
+        (SamplingParams(structured_output=StructuredOutput(regex="a+")), ("structured_output",)),
+        (SamplingParams(logit_bias={5: 1.0}, include_stop=True, prompt_logprobs=1), ()),
         (SamplingParams(repetition_penalty=1.5, top_p=0.5, top_k=3, min_p=0.1, min_tokens=3, stop=("x",)), ()),
     ],
 )

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from splitserve import __version__
 from splitserve.core.errors import ConfigError, DeadlineExceeded, Overloaded, SplitserveError, Unavailable
 from splitserve.core.request import Chunk, GenerateRequest
-from splitserve.gateway.backend import Send
+from splitserve.core.sink import Send
 from splitserve.gateway.endpoints import Limits
 from splitserve.gateway.serve import HttpServer
 from tests.unit.gateway.serving import WITHIN_S, Told, events_of, gateway, last, says, url
@@ -326,3 +326,46 @@ async def _stands_still(floods: Floods) -> int:
 async def _passes(floods: Floods, count: int) -> None:
     while floods.sent <= count:  # noqa: ASYNC110 - it sends at every turn of the loop, and so this looks
         await asyncio.sleep(0)
+
+
+async def test_what_breaks_in_mid_stream_is_told_in_the_stream(caplog: pytest.LogCaptureFixture) -> None:
+    async def script(request: GenerateRequest, send: Send) -> None:
+        await send(Chunk(request.request_id, 0, (1,), "A"))
+        raise ZeroDivisionError("secret")
+
+    async with (
+        gateway(Told(script)) as server,
+        aiohttp.ClientSession() as session,
+        session.post(url(server, "/v1/completions"), json=STREAM) as answer,
+    ):
+        _, error, done = events_of(await answer.read())
+    assert b'"code":"engine_error"' in error
+    assert b"secret" not in error
+    assert done == b"[DONE]"
+    assert any("request broke the gateway" in record.message for record in caplog.records)
+
+
+async def test_http_1_0_streams_until_the_connection_closes() -> None:
+    async with gateway(Told(says("A", "B"))) as server:
+        host, _, port = server.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        body = b'{"prompt": "x", "stream": true}'
+        writer.write(b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        answer = await within(reader.read())
+        writer.close()
+    head, _, events = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 ")
+    assert [len(events_of(events)), events[-14:]] == [3, b"data: [DONE]\n\n"]
+
+
+async def test_a_connection_is_kept_for_the_next_request() -> None:
+    async with gateway(Told(says("A"))) as server:
+        host, _, port = server.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        body = b'{"prompt": "x", "stream": true}'
+        for _ in range(3):
+            writer.write(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
+            assert (await within(reader.readuntil(b"0\r\n\r\n"))).startswith(b"HTTP/1.1 200 ")
+        writer.close()

@@ -12,6 +12,7 @@ from splitserve.core.config import RouterConfig
 from splitserve.core.deadline import Deadline
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import Chunk, FinishReason, GenerateRequest, SamplingParams
+from splitserve.core.sink import Awaited, Sink
 from splitserve.core.worker import (
     DecodeJob,
     Delta,
@@ -185,6 +186,7 @@ class Stage:
         self.workers: list[ScriptedWorker] = []
         self.chunks: list[Chunk] = []
         self.journey: Journey | None = None  # of the latest request
+        self.sink: Sink | None = None  # in place of what waits until the client can be written to
         self.set_out: list[int] = []  # choices
         self.charged: list[int] = []  # tokens
         self.writable = asyncio.Event()
@@ -227,10 +229,10 @@ class Stage:
         )
         around = Surroundings(self.config, self.model, self.text, self.membership, self.waiting, self.metrics)
         within_s = min(deadline_s or self.config.deadline_s, self.config.deadline_s)
-        terms = Terms(Deadline.after(within_s), self.charged.append)
+        terms, sink = Terms(Deadline.after(within_s), self.charged.append), self.sink or Awaited(self._send)
         if request.sampling.n > 1:
-            return asyncio.create_task(choices.travel(request, self._send, around, terms, self._sets_out))
-        self.journey = Journey(request, self._send, around, terms)
+            return asyncio.create_task(choices.travel(request, sink, around, terms, self._sets_out))
+        self.journey = Journey(request, sink, around, terms)
         return asyncio.create_task(self.journey.travel())
 
     def move(self, to: ScriptedWorker | None = None) -> Move:

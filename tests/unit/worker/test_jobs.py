@@ -43,6 +43,12 @@ def test_loads_say_how_many_jobs_of_that_router_they_reflect(table: JobTable) ->
     assert east.free_blocks == west.free_blocks == 96, "the account is one for all routers"
 
 
+def test_each_router_hears_how_many_the_worker_serves(table: JobTable) -> None:
+    assert [table.load(router, Pool.DECODE).routers for router in ("east", "west")] == [2, 2]
+    table.detach("west")
+    assert table.load("east", Pool.DECODE).routers == 1
+
+
 def test_a_refused_job_is_seen_and_holds_nothing(table: JobTable) -> None:
     refusal = table.take("east", 1, DecodeJob("a", "r", (7,) * 400, SamplingParams(), 10.0), 0.0)
     assert refusal is not None

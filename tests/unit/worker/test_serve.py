@@ -10,7 +10,15 @@ import pytest
 
 from splitserve.cli.build import DEMO_MODEL
 from splitserve.core.config import KvTransferSettings, SimSettings
-from splitserve.core.errors import ConfigError, EngineError, JoinRefused, Unavailable
+from splitserve.core.errors import (
+    ConfigError,
+    EngineError,
+    JoinRefused,
+    PermissionDenied,
+    SplitserveError,
+    Unauthenticated,
+    Unavailable,
+)
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.worker import DecodeJob, Delta, Failure, KvCounts, Outcome, Pool, TransferEnd, TransferStats
@@ -89,6 +97,30 @@ async def test_a_name_that_is_still_taken_is_asked_for_again(router: FakeRouter,
         await router.next_refusal()
         router.refuse = None
         assert (await router.next_stream()).info.name == "w"
+        assert not worker.task.done()
+
+
+@pytest.mark.parametrize("error", [Unauthenticated("no such key"), PermissionDenied("no scope worker")])
+async def test_a_worker_with_the_wrong_key_ends_with_the_routers_sentence(
+    router: FakeRouter, engine: ScriptedEngine, error: SplitserveError
+) -> None:
+    router.refuse = error
+    async with running(engine, [router], MODEL) as worker:
+        with pytest.raises(ConfigError, match=str(error)):
+            await worker.exit_code()
+
+
+async def test_a_worker_that_was_let_in_once_waits_until_its_key_is_known_again(
+    router: FakeRouter, engine: ScriptedEngine
+) -> None:
+    async with running(engine, [router], MODEL) as worker:
+        stream = await router.next_stream()
+        router.refuse = Unauthenticated("no such key")
+        stream.break_off(Unavailable("the router goes"))
+        await router.next_refusal()
+        await router.next_refusal()
+        router.refuse = None
+        await router.next_stream()
         assert not worker.task.done()
 
 

@@ -12,15 +12,18 @@ from splitserve.cli.build import DEMO_MODEL
 from splitserve.core.config import KvTransferSettings, SimSettings
 from splitserve.core.errors import ConfigError, EngineError
 from splitserve.core.model import ModelInfo
-from splitserve.core.worker import Failure, KvMode, Ticket
+from splitserve.core.request import FinishReason, Tool
+from splitserve.core.worker import Failure, KvMode, Parse, Ticket
 from splitserve.engine.sim import SimEngine
 from splitserve.engine.sim.shape import kv_format
+from splitserve.engine.sim.text import load_tokenizer
 from splitserve.kv.layout import blocks_for
 from splitserve.latency.model import PrefillChunk, Step
 from tests.contract.engines import (
     Listener,
     Order,
     Orders,
+    Run,
     a_decode,
     a_prefill,
     a_prompt,
@@ -29,6 +32,7 @@ from tests.contract.engines import (
     greedy,
     started,
 )
+from tests.contract.request_contract import before, calls_of, resumed_at
 
 MODEL = ModelInfo.read(DEMO_MODEL)
 WORDS = range(6, MODEL.vocab_size)
@@ -259,3 +263,22 @@ def test_a_broken_engine_fails_its_jobs_instead_of_leaving_them() -> None:
 def test_a_length_that_the_model_or_the_memory_cannot_hold_is_a_configuration_error(length: int) -> None:
     with pytest.raises(ConfigError, match=r"engine\.max_model_len"):
         an_engine(QUICK.model_copy(update={"max_model_len": length}))
+
+
+def test_reasoning_and_a_call_go_on_after_a_break() -> None:
+    settings = QUICK.model_copy(update={"tool_parser": "sim", "reasoning_parser": "sim"})
+    prompt = load_tokenizer(MODEL).encode("Ask weather(", add_special_tokens=False).ids
+    job = replace(a_decode(prompt, greedy(200, ignore_eos=False)), parse=Parse((Tool("weather"),)))
+
+    def told(*runs: Run) -> tuple[str, str, list[tuple[str, str]]]:
+        reasoning = "".join(delta.reasoning for run in runs for delta in run.deltas)
+        return reasoning, "".join(run.text for run in runs), calls_of(*runs)
+
+    with started(an_engine(settings)) as alone:
+        whole = alone.submit(job).wait()
+        assert told(whole) == ("It has to be said.", "", [("weather", "{}")])
+        assert whole.outcome.finish_reason is FinishReason.TOOL_CALLS
+        for sent in range(1, len(whole.tokens)):
+            rest = resumed_at(alone, whole, sent)
+            assert told(before(whole, sent), rest) == told(whole), f"resumed after {sent}"
+            assert rest.outcome.finish_reason is FinishReason.TOOL_CALLS
