@@ -49,7 +49,7 @@ def main() -> None:
     if arguments.profile:
         from benchmarks.router.profile import profile
 
-        profile(arguments.size)
+        profile(arguments.size, (arguments.systems or ["splitserve gRPC"])[0])
         return
     peers = () if arguments.without_peers else PEERS
     if peers:

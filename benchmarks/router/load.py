@@ -20,7 +20,7 @@ from typing import Literal, Protocol, cast
 
 import uvloop
 
-from benchmarks.router import http2
+from benchmarks.router import http2, many
 from splitserve.cli.process import end_with_parent
 from splitserve.core.request import GenerateRequest, SamplingParams
 from splitserve.rpc import convert
@@ -39,7 +39,7 @@ _TAIL_BYTES = 1024
 class Load:
     """`warm_requests` come before the measured `requests`. `text_prompt`: words instead of token ids, HTTP only."""
 
-    kind: Literal["http", "grpc"]
+    kind: Literal["http", "grpc", "many"]
     address: str
     concurrent: int
     warm_requests: int
@@ -144,6 +144,22 @@ class HttpLane(asyncio.Protocol):
             self._transport.abort()
 
 
+class ManyLane:
+    """One request at a time on a call that others share."""
+
+    def __init__(self, load: Load, call: many.Call) -> None:
+        self._load = load
+        self._call = call
+
+    async def serve(self, number: int, begun: Latch) -> Served:
+        asked_at = time.monotonic()
+        first_at, tokens, responses = await self._call.serve(number, grpc_message(self._load, number), begun.count)
+        return Served(first_at - asked_at, tokens, responses)
+
+    def close(self) -> None:
+        self._call.close()
+
+
 class GrpcLane:
     """One call at a time on a connection that others share."""
 
@@ -205,8 +221,11 @@ def http_request(load: Load, number: int) -> bytes:
 
 
 def grpc_request(load: Load, number: int) -> bytes:
-    request = GenerateRequest(prompt=tuple(_prompt(load, number)), sampling=load.sampling)
-    return convert.request_to_proto(request).SerializeToString()
+    return grpc_message(load, number).SerializeToString()
+
+
+def grpc_message(load: Load, number: int) -> inference_pb2.GenerateRequest:
+    return convert.request_to_proto(GenerateRequest(prompt=tuple(_prompt(load, number)), sampling=load.sampling))
 
 
 def tokens_of(tail: bytes) -> int:
@@ -251,6 +270,9 @@ async def lanes_of(load: Load) -> list[Lane]:
     """One for each of the concurrent requests. Raises OSError if nothing listens."""
     if load.kind == "http":
         return [HttpLane(load) for _ in range(load.concurrent)]
+    if load.kind == "many":
+        call = many.Call(load.address)
+        return [ManyLane(load, call) for _ in range(load.concurrent)]
     lanes: list[Lane] = []
     while len(lanes) < load.concurrent:
         lanes += await _shared(load, min(STREAMS_PER_CONNECTION, load.concurrent - len(lanes)))

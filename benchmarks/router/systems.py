@@ -24,7 +24,7 @@ from splitserve.cli.supervisor import Supervisor
 from splitserve.core.config import ClusterConfig, RouterConfig
 
 READY_S = 60.0
-_SPLITSERVE = (sys.executable, "-m", "splitserve")
+SPLITSERVE = (sys.executable, "-m", "splitserve")
 _BLOCK_TOKENS = 16
 
 
@@ -53,7 +53,7 @@ class System:
     """`ours`: not one of those that it is compared with."""
 
     name: str
-    kind: Literal["http", "grpc"]
+    kind: Literal["http", "grpc", "many"]
     text_prompt: bool
     ours: bool
     up: Callable[[Fleet, Path], AbstractAsyncContextManager[Up]]
@@ -61,7 +61,10 @@ class System:
 
 def systems(peers: Sequence[Peer]) -> list[System]:
     """Those that there are: our HTTP endpoints only where this version has them."""
-    ours = [System("splitserve gRPC", "grpc", False, True, ours_grpc)]
+    ours = [
+        System("splitserve gRPC", "grpc", False, True, ours_grpc),
+        System("splitserve gRPC, shared call", "many", False, True, ours_grpc),
+    ]
     if "http" in RouterConfig.model_fields:
         ours.append(System("splitserve HTTP", "http", False, True, ours_http))
     if has_gateway():
@@ -71,7 +74,7 @@ def systems(peers: Sequence[Peer]) -> list[System]:
 
 def has_gateway() -> bool:
     """Whether there is a `splitserve gateway`."""
-    return subprocess.run([*_SPLITSERVE, "gateway", "--help"], capture_output=True, check=False).returncode == 0
+    return subprocess.run([*SPLITSERVE, "gateway", "--help"], capture_output=True, check=False).returncode == 0
 
 
 # Ours ---------------------------------------------------------------------------------------------------------------
@@ -82,10 +85,10 @@ async def ours_grpc(fleet: Fleet, directory: Path) -> AsyncIterator[Up]:
 
 
 @asynccontextmanager
-async def ours_http(fleet: Fleet, directory: Path) -> AsyncIterator[Up]:
+async def ours_http(fleet: Fleet, directory: Path, program: Sequence[str] = SPLITSERVE) -> AsyncIterator[Up]:
     """Served by the router's own process."""
     http = f"127.0.0.1:{free_port()}"
-    async with cluster(fleet, directory, router={"http": http}) as up:
+    async with cluster(fleet, directory, {"http": http}, program) as up:
         await answers(f"http://{http}/health", directory / "router.log", READY_S)
         yield Up(http, up.pids)
 
@@ -96,7 +99,7 @@ async def ours_gateway(fleet: Fleet, directory: Path) -> AsyncIterator[Up]:
     http, log = f"127.0.0.1:{free_port()}", directory / "gateway.log"
     async with (
         cluster(fleet, directory) as up,
-        daemon([*_SPLITSERVE, "gateway", "--router", up.address, "--listen", http], log) as gateway,
+        daemon([*SPLITSERVE, "gateway", "--router", up.address, "--listen", http], log) as gateway,
     ):
         await answers(f"http://{http}/health", log, READY_S)
         yield Up(http, (*up.pids, gateway))
@@ -104,7 +107,7 @@ async def ours_gateway(fleet: Fleet, directory: Path) -> AsyncIterator[Up]:
 
 @asynccontextmanager
 async def cluster(
-    fleet: Fleet, directory: Path, router: dict[str, object] | None = None, program: Sequence[str] = _SPLITSERVE
+    fleet: Fleet, directory: Path, router: dict[str, object] | None = None, program: Sequence[str] = SPLITSERVE
 ) -> AsyncIterator[Up]:
     """A real router with two workers. The address is of gRPC."""
     config = cluster_config(fleet, router or {})

@@ -33,6 +33,7 @@ from splitserve.rpc.channel import Access
 from splitserve.rpc.tls import read_server
 from splitserve.telemetry import logs
 from splitserve.telemetry.metrics import RouterMetrics, WorkerMetrics
+from splitserve.telemetry.traces import tracing
 from splitserve.worker.serve import Worker, serve
 
 DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
@@ -50,8 +51,8 @@ async def run_router(config: RouterConfig, ready_fd: int | None, parent: int | N
     _begin(parent)
     check_router(config)
     model, registry = read_model(config.model, config.served_model_name), CollectorRegistry()
-    with metrics_served(config.metrics, registry, config.tls) as metrics:
-        router = Router(config, model, RouterMetrics(registry), _planned(config.plan))
+    with metrics_served(config.metrics, registry, config.tls) as metrics, tracing("splitserve-router") as tracer:
+        router = Router(config, model, RouterMetrics(registry), _planned(config.plan), tracer)
         try:
             await router.start()
         except ConfigError as error:
@@ -100,7 +101,8 @@ async def run_worker(config: WorkerConfig, ready_fd: int | None, parent: int | N
     _begin(parent)
     check_worker(config)
     model, registry = read_model(config.model, config.served_model_name), CollectorRegistry()
-    with metrics_served(config.metrics, registry, config.metrics_tls, "metrics_tls") as metrics:
+    served = metrics_served(config.metrics, registry, config.metrics_tls, "metrics_tls")
+    with served as metrics, tracing("splitserve-worker") as tracer:
         bound = config.model_copy(update={"metrics": metrics or None})
 
         def on_ready(info: WorkerInfo) -> None:
@@ -108,7 +110,7 @@ async def run_worker(config: WorkerConfig, ready_fd: int | None, parent: int | N
             say_ready(ready_fd, {**facts, "address": info.kv_peers[0].endpoint, "metrics": metrics})
 
         engine = build_engine(bound, model, uuid4().hex)
-        worker = Worker(bound, model, engine, WorkerMetrics(registry), partial(router_access, bound))
+        worker = Worker(bound, model, engine, WorkerMetrics(registry), partial(router_access, bound), tracer)
         return await serve(worker, on_ready)
 
 

@@ -29,7 +29,8 @@ from splitserve.core.worker import Pool
 from splitserve.rpc import convert
 from splitserve.rpc.channel import Access, addresses, open_channel
 from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from splitserve.rpc.status import from_rpc_error
+from splitserve.rpc.status import code_of, from_rpc_error
+from splitserve.telemetry.traces import calling, note_answered
 
 AnswerT = TypeVar("AnswerT")
 
@@ -77,20 +78,22 @@ class AsyncClient:
 
     async def send(self, request: GenerateRequest, bearer: str = "") -> AsyncGenerator[Chunk, None]:
         """Like `generate`, for a request that is put together already. `bearer` is an API key for this call alone."""
-        message, tokens_seen, retries = convert.request_to_proto(request), False, 0
-        while True:
-            try:
-                async with aclosing(self._shared.stream(message, bearer)) as chunks:
-                    async for chunk in chunks:
-                        tokens_seen = True
-                        yield chunk
-                return
-            except SplitserveError as error:
-                pause_s = self._retries.pause_s(error, retries, tokens_seen)
-                if pause_s is None:
-                    raise
-            retries += 1
-            await asyncio.sleep(pause_s)
+        with calling(request) as span:
+            message, chunk, retries = convert.request_to_proto(span.carried_by(request)), None, 0
+            while True:
+                try:
+                    async with aclosing(self._shared.stream(message, bearer)) as chunks:
+                        async for chunk in chunks:
+                            yield chunk
+                    note_answered(span, chunk)
+                    return
+                except SplitserveError as error:
+                    pause_s = self._retries.pause_s(error, retries, chunk is not None)
+                    if pause_s is None:
+                        span.fail(code_of(error).name, str(error))
+                        raise
+                retries += 1
+                await asyncio.sleep(pause_s)
 
     async def tokenize(self, prompt: str | Chat, model: str = "", bearer: str = "") -> tuple[int, ...]:
         """The tokens that `generate` would read for this prompt."""

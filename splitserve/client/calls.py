@@ -32,6 +32,8 @@ class Options(TypedDict, total=False):
     lora: str
     cache_salt: str
     output: tuple[int, ...]
+    traceparent: str
+    tracestate: str
 
 
 @dataclass(frozen=True, slots=True)

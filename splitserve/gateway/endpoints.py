@@ -8,7 +8,7 @@ but what runs (`InFlight`).
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
@@ -48,6 +48,7 @@ from splitserve.gateway.refusals import Refusal, refusal
 from splitserve.gateway.streaming import EventStream
 from splitserve.telemetry.logs import Logger
 from splitserve.telemetry.metrics import HttpMetrics
+from splitserve.telemetry.traces import TRACEPARENT, carried
 
 REQUEST_ID = web.RequestKey("request_id", str)
 TOLD_STATUS = web.RequestKey("told_status", int)  # of a stream that failed after its 200
@@ -273,16 +274,20 @@ def _may_be_id(said: str) -> bool:
 
 
 def _asked(kind: _Kind, body: bytes, http: web.Request) -> Asked:
-    """A header's request id goes before the body's."""
+    """A header's request id goes before the body's. All of its generations are children of its trace."""
     read = kind.read(body)
     if read.request_id is not None and "x-request-id" not in http.headers:
         if not _may_be_id(read.request_id):
             raise InvalidRequest("request_id", f"at most {LONGEST_ID} printable characters of ASCII")
         http[REQUEST_ID] = read.request_id
     try:
-        return kind.asked(read, http[REQUEST_ID])
+        asked = kind.asked(read, http[REQUEST_ID])
     except RecursionError as error:
         raise InvalidRequest("body", "is nested too deeply") from error
+    if TRACEPARENT not in http.headers:
+        return asked
+    headers = [(name.lower(), value) for name, value in http.headers.items()]
+    return replace(asked, requests=tuple(carried(request, headers) for request in asked.requests))
 
 
 def _to_tokenize(body: bytes) -> tuple[str | Chat, str, bool]:

@@ -66,8 +66,8 @@ class Setback(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be done, the same for every attempt but for `epoch` and its own `span`. `flush` sends what the output holds unsent, and
-    `flush_now` does if that needs no waiting; `most_unsent` tokens may wait for it."""
+    """What is to be done, the same for every attempt but for `epoch` and `span`. `flush` sends what the output holds
+    unsent, and `flush_now` does if that needs no waiting; `most_unsent` tokens may wait for it."""
 
     request_id: str
     prompt: tuple[int, ...]

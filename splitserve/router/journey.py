@@ -65,8 +65,8 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a call allows all of a request's journeys: until when, and who is told of tokens as they are known. `span` is
-    the request's."""
+    """What a call allows all of a request's journeys: until when, and who is told of tokens as they are known; and the
+    request's span."""
 
     deadline: Deadline
     charge: Callable[[int], None] = lambda tokens: None
@@ -211,8 +211,10 @@ class Journey:
         if setback.worker is not None and (setback.silent or setback.reason == Failure.ENGINE.value):
             self._around.membership.suspect(setback.worker)
         log = self._around.logger.info if setback.counts else self._around.logger.debug
-        span.fail(setback.reason, str(setback)) if setback.counts else span.end()
         log("attempt failed", reason=setback.reason, sentence=str(setback), tokens=len(self._output.token_ids))
+        if setback.counts:
+            span.fail(setback.reason, str(setback))
+        span.end()
         self._note_end()
         if self._output.finish_reason is not None:
             return

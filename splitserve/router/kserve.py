@@ -16,6 +16,7 @@ call. Each request has one message there at most, so that what comes meanwhile g
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import grpc
@@ -29,6 +30,7 @@ from splitserve.rpc.gen import grpc_service_pb2 as pb
 from splitserve.rpc.gen import grpc_service_pb2_grpc
 from splitserve.rpc.guard import bearer
 from splitserve.rpc.status import abort
+from splitserve.telemetry.traces import carried
 
 EXTENSIONS = ("parameters", "schedule_policy")  # Triton's names; the latter is `priority` and `timeout`
 WANTS_STATUS = "triton_grpc_error"
@@ -88,6 +90,7 @@ class KserveService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> pb.ModelInferResponse:
         try:
             asked = kserve.asked_from_proto(message, stream=False)
+            asked = replace(asked, request=carried(asked.request, context.invocation_metadata()))
             answering = _Answering(asked, self._door, _key(context), context.time_remaining())
             return await answering.whole()
         except SplitserveError as error:

@@ -44,6 +44,7 @@ from splitserve.rpc.gen import (
 from splitserve.rpc.server import Server
 from splitserve.telemetry.logs import Logger
 from splitserve.telemetry.metrics import RouterMetrics
+from splitserve.telemetry.traces import Tracer
 
 _SILENT_SHARE = 0.5  # of the heartbeat timeout, after which a worker gets no new jobs
 _LONGEST_WATCH_GAP_S = 0.25
@@ -65,7 +66,12 @@ class Router:
     protocol; `access` is who may call it."""
 
     def __init__(
-        self, config: RouterConfig, model: ModelInfo, metrics: RouterMetrics, planned: Planned | None = None
+        self,
+        config: RouterConfig,
+        model: ModelInfo,
+        metrics: RouterMetrics,
+        planned: Planned | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.uuid = uuid4().hex
         self._config = config
@@ -78,7 +84,9 @@ class Router:
         self._key_file = KeyFile(config.api_keys) if config.api_keys is not None else None
         self.access = AccessControl(self._key_file.first if self._key_file is not None else None)
         self._text = Text(model.path)
-        self._around = Surroundings(config, model, self._text, self._membership, self._waiting, metrics)
+        self._around = Surroundings(
+            config, model, self._text, self._membership, self._waiting, metrics, tracer=tracer or Tracer()
+        )
         self._worker_counts: Mapping[tuple[Pool, Health], int] = {}
         self._server: Server | None = None
         self._watcher: asyncio.Task[None] | None = None

@@ -19,6 +19,7 @@ from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inferen
 from splitserve.rpc.guard import bearer
 from splitserve.rpc.status import abort
 from splitserve.telemetry.metrics import RouterMetrics
+from splitserve.telemetry.traces import carried
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
@@ -32,7 +33,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             await context.write(convert.chunk_to_proto(chunk))
 
         try:
-            request = convert.request_from_proto(message)
+            request = carried(convert.request_from_proto(message), context.invocation_metadata())
             await self._endpoint.generate(request, Awaited(send), _key(context), context.time_remaining())
         except SplitserveError as error:
             await abort(context, error)

@@ -10,14 +10,14 @@ there is one (`gen_ai.*`, `rpc.*`, `error.*`), else `splitserve.*` with units.
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import ParamSpec, Self
+from typing import Any, ParamSpec, Self
 
 from splitserve.core.request import Chat, Chunk, FinishReason, GenerateRequest
-from splitserve.core.worker import Failure, Job, KvMode, Outcome, PrefillJob, TransferStats, WorkerInfo
+from splitserve.core.worker import Failure, Job, Outcome, PrefillJob, TransferStats, WorkerInfo
 from splitserve.telemetry.logs import Logger
 
 REQUEST_SPAN = "splitserve.request"
@@ -25,11 +25,13 @@ QUEUE_SPAN = "queue"
 ATTEMPT_SPAN = "attempt"
 FIRST_TOKEN = "first_token"
 KV_TRANSFERRED = "kv_transferred"
+TRACEPARENT = "traceparent"  # W3C Trace Context's header, in HTTP and gRPC alike
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _EXPORTER = "OTEL_TRACES_EXPORTER"
 _DISABLED = "OTEL_SDK_DISABLED"
+_TRACESTATE = "tracestate"
 _PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _NO_FAULT = frozenset({Failure.NOT_NOW, Failure.CANCELLED, Failure.MIGRATED})
 _CANCELLED = "CANCELLED"
@@ -148,6 +150,16 @@ def calling(request: GenerateRequest) -> Span:
     return otel.calling(request)
 
 
+def carried(request: GenerateRequest, headers: Iterable[tuple[str, Any]] | None) -> GenerateRequest:
+    """The request with the trace context that a call's headers say, where it says none itself."""
+    if request.traceparent:
+        return request
+    said = [(name, value) for name, value in headers or () if name in (TRACEPARENT, _TRACESTATE)]
+    parent = next((value for name, value in said if name == TRACEPARENT), "")
+    states = [value for name, value in said if name == _TRACESTATE]
+    return replace(request, traceparent=parent, tracestate=",".join(states)) if parent else request
+
+
 # What spans say -----------------------------------------------------------------------------------------------------
 def nothing() -> Attributes:
     return {}
@@ -194,6 +206,11 @@ def answered(last: Chunk) -> Attributes:
     return said
 
 
+def note_answered(span: Span, last: Chunk | None) -> None:
+    if last is not None:
+        span.note(answered, last)
+
+
 def finish_reasons(reasons: Mapping[int, FinishReason | None]) -> Attributes:
     """Of each of a request's outputs, by its number."""
     return {"gen_ai.response.finish_reasons": [str(reasons[choice]) for choice in sorted(reasons)]}
@@ -209,7 +226,7 @@ def cancelled() -> Attributes:
 
 
 def waits(number: int, choice: int, tokens: int) -> Attributes:
-    """The wait for a route. `number` counts routes from 1, `choice` is the output's number, `tokens` go to the model."""
+    """The wait for a route. `number` counts routes from 1, `choice` is the output's, `tokens` go to the model."""
     return {"splitserve.route": number, "splitserve.choice": choice, "splitserve.tokens": tokens}
 
 
@@ -220,7 +237,6 @@ def route(number: int, choice: int, decode: WorkerInfo, prefill: WorkerInfo | No
         "splitserve.choice": choice,
         "splitserve.prefill_worker": prefill.name if prefill is not None else "",
         "splitserve.decode_worker": decode.name,
-        "splitserve.kv_mode": (KvMode.PUSH if prefill is None else decode.kv.mode).value,
         "splitserve.moved": moved,
     }
 

@@ -15,10 +15,12 @@ from splitserve.routing.admission import Capacity, Refusal
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """One job's end, as metrics count it."""
+    """One job's end, as metrics count it and the log names it."""
 
     kind: str
     outcome: Outcome
+    job_id: str
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class _Entry:
     """`router` is None once that router is gone; `stopped`: the engine has been told to cancel it."""
 
     kind: str
+    request_id: str
     router: str | None
     expires_at: float
     stopped: bool = False
@@ -72,7 +75,7 @@ class JobTable:
         self.seen(router, number)
         refusal = self._capacity.admit(job)
         if refusal is None:
-            self._jobs[job.job_id] = _Entry(kind_of(job), router, now + job.deadline_s)
+            self._jobs[job.job_id] = _Entry(kind_of(job), job.request_id, router, now + job.deadline_s)
             self._routers[router].jobs.add(job.job_id)
         return refusal
 
@@ -128,7 +131,7 @@ class JobTable:
         del self._jobs[delta.job_id]
         if entry.router is not None:
             self._routers[entry.router].jobs.discard(delta.job_id)
-        ended.append(Ended(entry.kind, delta.outcome))
+        ended.append(Ended(entry.kind, delta.outcome, delta.job_id, entry.request_id))
 
 
 def kind_of(job: Job) -> str:

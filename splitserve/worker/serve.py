@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from splitserve.core.config import WorkerConfig
 from splitserve.core.errors import EngineError, first_of
@@ -24,13 +24,16 @@ from splitserve.routing.admission import Capacity, Refusal
 from splitserve.rpc.channel import Access, check_access
 from splitserve.telemetry.logs import Logger
 from splitserve.telemetry.metrics import WorkerMetrics, WorkerState
-from splitserve.worker.jobs import JobTable, kind_of
+from splitserve.telemetry.traces import Tracer
+from splitserve.worker.jobs import Ended, JobTable, kind_of
 from splitserve.worker.link import RouterLink
+from splitserve.worker.spans import JobSpans
 
 DRAINED = 0
 QUARANTINED = 3
 KILLED = 143
 WATCH_S = 0.1  # deadlines and blocks that outlive their jobs are looked at so often
+_FAULTS = (Failure.ENGINE, Failure.TRANSFER)
 
 OnReady = Callable[[WorkerInfo], None]
 
@@ -52,6 +55,7 @@ class Worker:
         engine: Engine,
         metrics: WorkerMetrics,
         access: Callable[[], Access] = Access,
+        tracer: Tracer | None = None,
     ) -> None:
         """`access` says how routers are called; it is asked at the start and whenever one is attached to."""
         self._config = config
@@ -60,6 +64,7 @@ class Worker:
         self._engine = engine
         self._metrics = metrics
         self._logger = Logger("worker")
+        self._spans = JobSpans(tracer or Tracer())
         self._pool = config.pool
         self._links: dict[str, RouterLink] = {}
         self._drain = asyncio.Event()
@@ -72,11 +77,12 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         check_access(self._access(), "router_tls")
         self._on_ready: OnReady | None = on_ready
-        try:
-            started = await asyncio.to_thread(self._engine.start, self._from_engine, self._metrics.transferred)
-            await self._serve(started)
-        finally:
-            await asyncio.to_thread(self._engine.close)
+        with closing(self._spans):
+            try:
+                started = await asyncio.to_thread(self._engine.start, self._from_engine, self._metrics.transferred)
+                await self._serve(started)
+            finally:
+                await asyncio.to_thread(self._engine.close)
         return self._exit_code
 
     def drain(self) -> None:
@@ -123,8 +129,10 @@ class Worker:
     def _on_step(self, deltas: Sequence[Delta]) -> None:
         step = self._table.step(deltas)
         self._metrics.stepped(step.jobs, step.tokens)
+        self._spans.step(deltas)
         for ended in step.ended:
             self._metrics.ended(ended.kind, ended.outcome)
+            self._note_fault(ended)
         for router, batch in step.batches.items():
             self._links[router].send(batch)
         self._refresh()
@@ -191,7 +199,7 @@ class Worker:
     def job(self, router: str, number: int, job: Job) -> None:
         refusal = self._table.take(router, number, job, time.monotonic())
         if refusal is None:
-            self._engine.submit(job)
+            self._engine.submit(self._spans.taken(job, self.info.name))
         else:
             self._refuse(router, job, refusal)
         self._refresh()
@@ -214,6 +222,19 @@ class Worker:
         self._logger.info("pool changed", name=self.info.name, pool=pool.value)
         self._pool = pool
         self._refresh()
+
+    def _note_fault(self, ended: Ended) -> None:
+        """The router knows too, but this is the log beside the engine's."""
+        outcome = ended.outcome
+        if outcome.failure in _FAULTS:
+            self._logger.warning(
+                "job failed",
+                request_id=ended.request_id,
+                job_id=ended.job_id,
+                kind=ended.kind,
+                failure=outcome.failure.value,
+                reason=outcome.message,
+            )
 
     def _refuse(self, router: str, job: Job, refusal: Refusal) -> None:
         outcome = Outcome(failure=refusal.failure, message=refusal.reason, field=refusal.field)
