@@ -248,6 +248,12 @@ class RouterConfig(Settings):
         30.0, description="a worker that did nothing for so long is asked for a token; without one it gets no requests"
     )
     probe_timeout_s: Seconds = Field(10.0, description="how long that may take")
+    chunk_gap_s: float = Field(
+        0.004,
+        ge=0,
+        description="tokens of one request that come within so long of its last message go out together; longer steps "
+        "than that notice nothing",
+    )
     max_waiting_requests: Count = Field(4096, description="requests beyond this are refused with RESOURCE_EXHAUSTED")
     max_attempts: Count = Field(
         8, description="most routes tried for one request after failures (a full worker does not count)"

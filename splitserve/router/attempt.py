@@ -67,7 +67,8 @@ class Setback(Exception):
 @dataclass(frozen=True, slots=True)
 class Work:
     """What is to be done, the same for every attempt but for `epoch` and `span`. `flush` sends what the output holds
-    unsent, and `flush_now` does if that needs no waiting; `most_unsent` tokens may wait for it."""
+    unsent, and `flush_now` does if that needs no waiting; `most_unsent` tokens may wait for it. Tokens that come within
+    `chunk_gap_s` go out together."""
 
     request_id: str
     prompt: tuple[int, ...]
@@ -82,6 +83,7 @@ class Work:
     flush: Callable[[], Awaitable[None]]
     flush_now: Callable[[], bool]
     most_unsent: float = inf
+    chunk_gap_s: float = 0.0
     lora: str = ""
     cache_salt: str = ""
     span: traces.Span = field(default_factory=traces.Span)
@@ -118,6 +120,9 @@ class Attempt:
         self._prefilling = binding.prefill is not None
         self._has_tokens = False
         self._flushing = False
+        self._decode_job_id = binding.decode_job_id
+        self._passed_at = 0.0
+        self._gathering: asyncio.TimerHandle | None = None
         self._sign_at = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -127,6 +132,8 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cancel_jobs()
+        if self._gathering is not None:
+            self._gathering.cancel()
         reason = f"it is tried elsewhere: {error}" if isinstance(error, Setback) else "it ended before it had moved"
         for event in self._mailbox.left():
             if isinstance(event, Order):
@@ -213,14 +220,32 @@ class Attempt:
         """A delta in mid-stream that needs no thought goes to the client at once, and no task is woken for it."""
         if not self._has_tokens or self._flushing or delta.outcome is not None or not delta.token_ids:
             return False
-        if delta.job_id != self._binding.decode_job_id or delta.index != len(self._work.output.token_ids):
+        work = self._work
+        if delta.job_id != self._decode_job_id or delta.index != len(work.output.token_ids):
             return False
-        self._work.output.accept(delta)
-        self._sign_at = now = time.monotonic()
-        self._work.stopwatch.last_token_at = now
-        if not self._work.flush_now():
-            self._mailbox.ring()
+        work.output.accept(delta)
+        self._sign_at = work.stopwatch.last_token_at = now = time.monotonic()
+        if self._is_due(now):
+            self._pass_all(now)
         return True
+
+    def _is_due(self, now: float) -> bool:
+        """Whether the last message was long enough ago; if not, what gathers is passed on when it was."""
+        wait_s = self._passed_at + self._work.chunk_gap_s - now
+        if wait_s > 0 and self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(wait_s, self._pass_gathered)
+        return wait_s <= 0
+
+    def _pass_gathered(self) -> None:
+        self._gathering = None
+        if self._work.output.has_unsent and not self._flushing:
+            self._pass_all(time.monotonic())
+
+    def _pass_all(self, now: float) -> None:
+        if self._work.flush_now():
+            self._passed_at = now
+        else:
+            self._mailbox.ring()
 
     # Events in ---------------------------------------------------------------------------------------------------
     async def _take(self, events: list[Event]) -> None:
@@ -233,15 +258,16 @@ class Attempt:
         except (Setback, MovedOn, SplitserveError) as error:
             setback = error
             self._mailbox.put_back(coming)
-        if setback is not None or self._work.output.finish_reason is None:
-            self._flushing = True
+        now = time.monotonic()
+        if setback is not None or (self._work.output.finish_reason is None and self._is_due(now)):
+            self._flushing, self._passed_at = True, now
             await self._work.flush()
             self._flushing = False
         if setback is not None:
             raise setback
 
     def _on(self, event: Event) -> None:
-        decodes = event.job_id == self._binding.decode_job_id
+        decodes = event.job_id == self._decode_job_id
         if isinstance(event, Order):
             self._depart(event.move)
         elif isinstance(event, Overfull):

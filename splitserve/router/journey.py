@@ -291,6 +291,7 @@ class Journey:
             stopwatch=self._stopwatch,
             flush=self._flush,
             flush_now=self._flush_now,
+            chunk_gap_s=self._around.config.chunk_gap_s,
             most_unsent=self._around.config.limits.client_buffer_tokens,
             lora=self._request.lora,
             cache_salt=self._request.cache_salt,

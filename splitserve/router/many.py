@@ -36,8 +36,11 @@ class _Window:
         if not self._left:
             return False
         self._left -= 1
-        response, end = convert.chunk_to_proto(chunk), chunk.usage is not None
-        self._put(inference_pb2.ManyEvent(number=self._number, response=response, end=end))
+        event = inference_pb2.ManyEvent(number=self._number)
+        convert.fill_chunk(event.response, chunk)  # in place: a copy of the message costs more than the rest
+        if chunk.usage is not None:
+            event.end = True
+        self._put(event)
         return True
 
     async def send(self, chunk: Chunk) -> None:

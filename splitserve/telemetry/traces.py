@@ -24,7 +24,6 @@ REQUEST_SPAN = "splitserve.request"
 QUEUE_SPAN = "queue"
 ATTEMPT_SPAN = "attempt"
 FIRST_TOKEN = "first_token"
-KV_TRANSFERRED = "kv_transferred"
 TRACEPARENT = "traceparent"  # W3C Trace Context's header, in HTTP and gRPC alike
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -118,7 +117,7 @@ def tracing(service: str, environment: Mapping[str, str] = os.environ) -> Iterat
         provider = otel.exporting(service) if _protocol(environment) == "grpc" else None
         reason = f"{_PROTOCOLS[1]} is {_protocol(environment)!r}; spans are sent by grpc only"
     except ImportError as error:
-        provider, reason = None, f"{error.name} is not installed: pip install splitserve[otel]"
+        provider, reason = None, f"{error.name} is not installed: pip install 'splitserve[otel]'"
     if provider is None:
         Logger("traces").warning("tracing is asked for, but off", reason=reason)
         yield Tracer()
@@ -257,7 +256,8 @@ def job_taken(job: Job, worker: str) -> Attributes:
 
 
 def transferred(stats: TransferStats) -> Attributes:
-    """What a prefill worker has written; `uncovered_s` below 0: it was there before the prefill's end."""
+    """What a prefill worker has written, as either side knows it; `uncovered_s` below 0: it was there before the
+    prefill's end."""
     return {
         "splitserve.kv_bytes": stats.bytes,
         "splitserve.kv_bytes_before_prefill_ended": stats.bytes_before_prefill_ended,
@@ -287,7 +287,7 @@ def end_job(span: Span, outcome: Outcome, output_tokens: int) -> None:
     """Tells a job's span how it ended, and ends it."""
     failure = outcome.failure
     if outcome.transfer is not None:
-        span.event(KV_TRANSFERRED, transferred, outcome.transfer)
+        span.note(transferred, outcome.transfer)
     span.note(ending, str(failure or outcome.finish_reason), output_tokens)
     if failure is not None and failure not in _NO_FAULT:
         span.fail(failure.value, outcome.message)

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 import grpc
@@ -220,7 +221,7 @@ class RouterLink:
         while not (self._leaving.is_set() and not self._outbox):
             await self._news(told_at + interval_s - time.monotonic())
             load, now = self._host.load(self._address), time.monotonic()
-            due = load != told or now - told_at >= interval_s
+            due = told is None or _grants_otherwise(load, told) or now - told_at >= interval_s
             if due or self._outbox:
                 deltas, self._outbox = self._outbox, []
                 told, told_at = (load, now) if due else (told, told_at)
@@ -239,6 +240,11 @@ def _pass_on_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+def _grants_otherwise(load: Load, told: Load) -> bool:
+    """Tokens made since are no news: the deltas that bring them are."""
+    return load != told and replace(load, produced_tokens=told.produced_tokens) != told
 
 
 def _message(deltas: Sequence[Delta], load: Load | None) -> worker_pb2.WorkerMessage:

@@ -227,7 +227,7 @@ class Worker:
         """The router knows too, but this is the log beside the engine's."""
         outcome = ended.outcome
         if outcome.failure in _FAULTS:
-            self._logger.warning(
+            self._logger.info(
                 "job failed",
                 request_id=ended.request_id,
                 job_id=ended.job_id,

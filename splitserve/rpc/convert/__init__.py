@@ -7,6 +7,7 @@ their ranges are `router/validate`'s business.
 from splitserve.rpc.convert.requests import (
     chunk_from_proto,
     chunk_to_proto,
+    fill_chunk,
     model_from_proto,
     model_to_proto,
     request_from_proto,
@@ -46,6 +47,7 @@ __all__ = [
     "chunk_to_proto",
     "delta_from_proto",
     "delta_to_proto",
+    "fill_chunk",
     "fleet_status_from_proto",
     "fleet_status_to_proto",
     "job_from_proto",

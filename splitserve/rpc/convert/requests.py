@@ -223,10 +223,19 @@ def _chat_from_proto(message: inference_pb2.ChatMessages) -> Chat:
 
 # What comes back ----------------------------------------------------------------------------------------------------
 def chunk_to_proto(chunk: Chunk) -> inference_pb2.GenerateResponse:
+    message = inference_pb2.GenerateResponse()
+    fill_chunk(message, chunk)
+    return message
+
+
+def fill_chunk(message: inference_pb2.GenerateResponse, chunk: Chunk) -> None:
     """Once per message of every stream: what most chunks don't have is looked at only if it is there."""
-    message = inference_pb2.GenerateResponse(
-        request_id=chunk.request_id, index=chunk.index, text=chunk.text, token_ids=chunk.token_ids, choice=chunk.choice
-    )
+    message.request_id = chunk.request_id
+    message.index = chunk.index
+    message.text = chunk.text
+    message.token_ids.extend(chunk.token_ids)
+    if chunk.choice:
+        message.choice = chunk.choice
     if chunk.logprobs:
         message.logprobs.extend(logprobs_to_proto(chunk.logprobs))
     if chunk.prompt_logprobs:
@@ -241,7 +250,6 @@ def chunk_to_proto(chunk: Chunk) -> inference_pb2.GenerateResponse:
         message.usage.CopyFrom(same_fields_to(inference_pb2.Usage, chunk.usage))
     if chunk.timings is not None:
         message.timings.CopyFrom(same_fields_to(inference_pb2.Timings, chunk.timings))
-    return message
 
 
 def chunk_from_proto(message: inference_pb2.GenerateResponse) -> Chunk:

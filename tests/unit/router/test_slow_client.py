@@ -12,7 +12,7 @@ from splitserve.core.worker import DecodeJob, Pool
 from tests.unit.router.scripted import WITHIN_S, ScriptedWorker, Stage
 
 KEPT = 8  # tokens
-CONFIG = RouterConfig(limits=RequestLimits(client_buffer_tokens=KEPT))
+CONFIG = RouterConfig(limits=RequestLimits(client_buffer_tokens=KEPT), chunk_gap_s=0.0)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A worker between a router over real gRPC and an engine that a test speaks for."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -187,6 +188,26 @@ async def test_a_job_past_its_deadline_is_cancelled(engine: ScriptedEngine, stre
     stream.send_job(a_decode("a", deadline_s=0.01))
     await engine.next_job()
     assert await engine.next_cancel() == "a"
+
+
+@pytest.mark.parametrize("failure", [Failure.ENGINE, Failure.TRANSFER])
+async def test_a_job_that_fails_here_is_in_the_log_under_its_requests_id(
+    engine: ScriptedEngine, stream: Stream, caplog: pytest.LogCaptureFixture, failure: Failure
+) -> None:
+    caplog.set_level(logging.INFO, "splitserve.worker")
+    for job_id in ("a", "b"):
+        stream.send_job(a_decode(job_id))
+        await engine.next_job()
+    engine.step(Delta("a", outcome=Outcome(failure=failure, message="why")), Delta("b", 0, (5,), "x", outcome=DONE))
+    await stream.outcome_of("a")
+    (line,) = [record for record in caplog.records if record.message == "job failed"]
+    assert vars(line)["splitserve_fields"] == {
+        "request_id": "request of a",
+        "job_id": "a",
+        "kind": "decode",
+        "failure": failure.value,
+        "reason": "why",
+    }
 
 
 # Orders -------------------------------------------------------------------------------------------------------------
