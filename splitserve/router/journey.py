@@ -9,8 +9,7 @@ way of a setback too: it is resumed once the client reads on.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import inf
 from uuid import uuid4
@@ -138,10 +137,7 @@ class Journey:
                     if self._sibling is None:
                         await self._read(limits)
                     while self._output.finish_reason is None:
-                        async with self._route() as binding:
-                            departure = await self._try(binding, None)
-                        while departure is not None and departure.binding is not None:
-                            departure = await self._try(departure.binding, departure)
+                        await self._go()
                     return await self._finish()
         except TimeoutError as error:
             raise (self._too_slow() if self._stalled else self._too_late()) from error
@@ -169,14 +165,15 @@ class Journey:
         """The uuid of the worker that decodes it, or will; empty while it waits for one."""
         return self._attempt.decode_worker if self._attempt is not None else ""
 
-    @asynccontextmanager
-    async def _route(self) -> AsyncIterator[Binding]:
-        """The wait for one, and the block that has it."""
+    async def _go(self) -> None:
+        """Waits for a route, and takes it, also to where it leads on."""
         ask, choice, number = self._ask(), self._choice, self._stopwatch.routes + 1
         with self._terms.span.child(traces.QUEUE_SPAN, traces.waits, number, choice, ask.need.tokens) as queue:
             async with self._around.waiting.bound(ask) as binding:
                 queue.end()
-                yield binding
+                departure = await self._try(binding, None)
+            while departure is not None and departure.binding is not None:
+                departure = await self._try(departure.binding, departure)
 
     async def _try(self, binding: Binding, arriving: Departure | None) -> Departure | None:
         """One attempt. Returns the departure if the request is to go on at another worker."""
