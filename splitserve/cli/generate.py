@@ -20,7 +20,7 @@ from splitserve.cli.talk import (
     router_at,
 )
 from splitserve.core.errors import ConfigError
-from splitserve.core.request import Chat, ChatMessage, Chunk, GenerateRequest, SamplingParams
+from splitserve.core.request import Chat, ChatMessage, Chunk, GenerateRequest, SamplingParams, StructuredOutput
 
 SAMPLING, LIMITS = "Sampling", "Request"
 
@@ -52,7 +52,13 @@ def generate(
     stop_token_id: Annotated[list[int] | None, typer.Option(rich_help_panel=SAMPLING, help="Repeat it.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", rich_help_panel=SAMPLING)] = False,
     logprobs: Annotated[int | None, typer.Option(rich_help_panel=SAMPLING, help="Shown with --json.")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, rich_help_panel=SAMPLING, help="So many outputs.")] = 1,
+    regex: Annotated[str, typer.Option(rich_help_panel=SAMPLING, help="The output matches it.")] = "",
+    json_schema: Annotated[
+        Path | None, typer.Option(rich_help_panel=SAMPLING, help="File: the output is JSON of this schema.")
+    ] = None,
     model: Annotated[str, typer.Option(rich_help_panel=LIMITS, help="Default: the one the router serves.")] = "",
+    lora: Annotated[str, typer.Option(rich_help_panel=LIMITS, help="LoRA adapter that the workers have.")] = "",
     request_id: Annotated[str, typer.Option(rich_help_panel=LIMITS, help="Default: the router makes one.")] = "",
     priority: Annotated[int, typer.Option(rich_help_panel=LIMITS, help="Lower runs sooner.")] = 0,
     deadline: Annotated[float | None, typer.Option(rich_help_panel=LIMITS, help="Seconds for all of it.")] = None,
@@ -78,15 +84,19 @@ def generate(
             stop_token_ids=tuple(stop_token_id or ()),
             ignore_eos=ignore_eos,
             logprobs=logprobs,
+            n=n,
+            structured_output=_structured(regex, json_schema),
         ),
         model=model,
+        lora=lora,
         request_id=request_id,
         priority=priority,
         deadline_s=deadline,
         inter_token_deadline_s=token_deadline,
     )
     with router_at(router, ca, cert, key, api_key) as client:
-        (_print_json if as_json else _print_text)(client.send(request))
+        show = _print_json if as_json else _print_text if n == 1 else _print_texts
+        show(client.send(request))
 
 
 def _text(prompt: str, file: Path | None) -> str:
@@ -94,10 +104,22 @@ def _text(prompt: str, file: Path | None) -> str:
         raise ConfigError("--file", "give a PROMPT or a file, not both")
     if file is None:
         return sys.stdin.read() if prompt == "-" else prompt
+    return _read("--file", file)
+
+
+def _structured(regex: str, json_schema: Path | None) -> StructuredOutput | None:
+    if json_schema is None:
+        return StructuredOutput(regex=regex) if regex else None
+    if regex:
+        raise ConfigError("--json-schema", "give a schema or a regex, not both")
+    return StructuredOutput(json_schema=_read("--json-schema", json_schema))
+
+
+def _read(option: str, file: Path) -> str:
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--file {file}", str(error)) from error
+        raise ConfigError(f"{option} {file}", str(error)) from error
 
 
 def _prompt(text: str, chat: bool, system: str) -> str | Chat:
@@ -119,6 +141,17 @@ def _print_text(chunks: Iterable[Chunk]) -> None:
         print(chunk.text, end="", flush=True)
         if chunk.finish_reason is not None:
             print(flush=True)
+            print(_summary(chunk), file=sys.stderr)
+
+
+def _print_texts(chunks: Iterable[Chunk]) -> None:
+    """Several outputs, one after the other when all have come."""
+    texts: dict[int, list[str]] = {}
+    for chunk in chunks:
+        texts.setdefault(chunk.choice, []).append(chunk.text)
+        if chunk.usage is not None:
+            for choice, pieces in sorted(texts.items()):
+                print(f"--- {choice}\n{''.join(pieces)}", flush=True)
             print(_summary(chunk), file=sys.stderr)
 
 
