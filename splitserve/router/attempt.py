@@ -121,7 +121,7 @@ class Attempt:
         self._has_tokens = False
         self._flushing = False
         self._decode_job_id = binding.decode_job_id
-        self._passed_at = 0.0
+        self._passed_at = -inf
         self._gathering: asyncio.TimerHandle | None = None
         self._sign_at = time.monotonic()
 

@@ -311,9 +311,9 @@ def test_headers_say_it_where_the_request_does_not() -> None:
 
 
 def test_a_program_that_traces_without_an_sdk_of_its_own_is_still_the_parent(kept: Recorder) -> None:
-    with kept.provider.get_tracer("app").start_as_current_span("app") as current:
+    with kept.provider.get_tracer("app").start_as_current_span("app"):
         span = calling(GenerateRequest("a prompt"))
-    assert span.traceparent == otel._traceparent(current.get_span_context())
+    assert span.traceparent == traceparent(kept.the("app"))
     assert span.carried_by(GenerateRequest("a prompt")).traceparent == span.traceparent
 
 
