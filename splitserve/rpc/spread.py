@@ -8,6 +8,7 @@ pure.
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any, Self
@@ -15,6 +16,7 @@ from typing import Any, Self
 import grpc
 
 CONNECT_WITHIN_S = 5.0
+_WATCH_S = 0.5  # a watching thread looks up every 0.2 s, and once more if it was to connect
 _FAILED = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
 _READY = grpc.ChannelConnectivity.READY
 _IDLE = grpc.ChannelConnectivity.IDLE
@@ -143,6 +145,10 @@ class SyncSpread:
         return lambda *arguments, **said: calls[self._next()](*arguments, **said)
 
     def close(self) -> None:
+        """gRPC's watching threads stumble over a channel that is closed under them: they get time to end."""
+        for channel, watcher in zip(self._channels, self._watchers, strict=True):
+            channel.unsubscribe(watcher)
+        time.sleep(_WATCH_S)
         for channel in self._channels:
             channel.close()
 

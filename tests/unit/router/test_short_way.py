@@ -60,6 +60,11 @@ class Streaming:
         await asyncio.sleep(0)  # until the request's task waits again
         return self
 
+    async def close(self) -> None:
+        self.call.cancel()
+        await asyncio.wait({self.call})
+        self.stage.close()
+
     async def end(self, *token_ids: int, index: int) -> Chunk:
         self.worker.finish(self.job, *token_ids, index=index, stop=True)
         async with asyncio.timeout(WITHIN_S):
@@ -70,7 +75,7 @@ class Streaming:
 async def streaming() -> AsyncIterator[Streaming]:
     streaming = await Streaming(AT_ONCE).begin()
     yield streaming
-    streaming.stage.close()
+    await streaming.close()
 
 
 async def test_a_token_in_mid_stream_is_put_before_any_task_runs(streaming: Streaming) -> None:
@@ -118,7 +123,7 @@ async def test_tokens_close_to_the_last_message_gather_and_go_out_together() -> 
     assert streaming.sink.put_chunks == []
     await holds(lambda: bool(streaming.sink.put_chunks))
     assert [chunk.token_ids for chunk in streaming.sink.put_chunks] == [(11, 12, 13, 14, 15)]
-    streaming.stage.close()
+    await streaming.close()
 
 
 async def test_the_end_does_not_wait_for_the_gap_and_takes_along_what_has_gathered() -> None:
@@ -127,7 +132,7 @@ async def test_the_end_does_not_wait_for_the_gap_and_takes_along_what_has_gather
     last = await streaming.end(12, index=2)
     assert last.token_ids == (11, 12)
     assert streaming.sink.put_chunks == []
-    streaming.stage.close()
+    await streaming.close()
 
 
 async def test_a_lost_worker_does_not_wait_for_the_gap_either() -> None:
@@ -138,4 +143,4 @@ async def test_a_lost_worker_does_not_wait_for_the_gap_either() -> None:
     resumed = await spare.decode_job()
     assert resumed.output == (10, 11)
     assert streaming.sink.tokens == [10, 11]
-    streaming.stage.close()
+    await streaming.close()
