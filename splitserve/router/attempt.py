@@ -7,7 +7,7 @@ that says whose fault it was. Deltas of other attempts can't come here: each has
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
@@ -30,6 +30,7 @@ from splitserve.router.departure import Decoding, Departure
 from splitserve.router.mailbox import Event, Lost, Mailbox, Order, Overfull
 from splitserve.router.membership import Membership
 from splitserve.router.move import Move, Moved
+from splitserve.router.outflow import Outflow
 from splitserve.router.output import Output
 from splitserve.router.timing import Stopwatch
 from splitserve.router.waiting import Binding, WaitingRequests
@@ -66,9 +67,8 @@ class Setback(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be done, the same for every attempt but for `epoch` and `span`. `flush` sends what the output holds
-    unsent, and `flush_now` does if that needs no waiting; `most_unsent` tokens may wait for it. Tokens that come within
-    `chunk_gap_s` go out together."""
+    """What is to be done, the same for every attempt but for `epoch` and `span`. `most_unsent` tokens may wait for a
+    client that does not read."""
 
     request_id: str
     prompt: tuple[int, ...]
@@ -80,10 +80,8 @@ class Work:
     epoch: int
     output: Output
     stopwatch: Stopwatch
-    flush: Callable[[], Awaitable[None]]
-    flush_now: Callable[[], bool]
+    outflow: Outflow
     most_unsent: float = inf
-    chunk_gap_s: float = 0.0
     lora: str = ""
     cache_salt: str = ""
     span: traces.Span = field(default_factory=traces.Span)
@@ -119,21 +117,18 @@ class Attempt:
         self._mailbox = Mailbox(work.most_unsent, self._stop_for_client, self._pass_on)
         self._prefilling = binding.prefill is not None
         self._has_tokens = False
-        self._flushing = False
         self._decode_job_id = binding.decode_job_id
-        self._passed_at = -inf
-        self._gathering: asyncio.TimerHandle | None = None
         self._sign_at = time.monotonic()
 
     def __enter__(self) -> Self:
+        self._work.outflow.wake = self._mailbox.ring
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cancel_jobs()
-        if self._gathering is not None:
-            self._gathering.cancel()
+        self._work.outflow.rest()
         reason = f"it is tried elsewhere: {error}" if isinstance(error, Setback) else "it ended before it had moved"
         for event in self._mailbox.left():
             if isinstance(event, Order):
@@ -218,34 +213,14 @@ class Attempt:
     # Nearly every token ------------------------------------------------------------------------------------------
     def _pass_on(self, delta: Delta) -> bool:
         """A delta in mid-stream that needs no thought goes to the client at once, and no task is woken for it."""
-        if not self._has_tokens or self._flushing or delta.outcome is not None or not delta.token_ids:
-            return False
         work = self._work
+        if not self._has_tokens or work.outflow.sending or delta.outcome is not None or not delta.token_ids:
+            return False
         if delta.job_id != self._decode_job_id or delta.index != len(work.output.token_ids):
             return False
-        work.output.accept(delta)
         self._sign_at = work.stopwatch.last_token_at = now = time.monotonic()
-        if self._is_due(now):
-            self._pass_all(now)
+        work.outflow.pass_on(delta, now)
         return True
-
-    def _is_due(self, now: float) -> bool:
-        """Whether the last message was long enough ago; if not, what gathers is passed on when it was."""
-        wait_s = self._passed_at + self._work.chunk_gap_s - now
-        if wait_s > 0 and self._gathering is None:
-            self._gathering = asyncio.get_running_loop().call_later(wait_s, self._pass_gathered)
-        return wait_s <= 0
-
-    def _pass_gathered(self) -> None:
-        self._gathering = None
-        if self._work.output.has_unsent and not self._flushing:
-            self._pass_all(time.monotonic())
-
-    def _pass_all(self, now: float) -> None:
-        if self._work.flush_now():
-            self._passed_at = now
-        else:
-            self._mailbox.ring()
 
     # Events in ---------------------------------------------------------------------------------------------------
     async def _take(self, events: list[Event]) -> None:
@@ -258,11 +233,9 @@ class Attempt:
         except (Setback, MovedOn, SplitserveError) as error:
             setback = error
             self._mailbox.put_back(coming)
-        now = time.monotonic()
-        if setback is not None or (self._work.output.finish_reason is None and self._is_due(now)):
-            self._flushing, self._passed_at = True, now
-            await self._work.flush()
-            self._flushing = False
+        work = self._work
+        if setback is not None or (work.output.finish_reason is None and work.outflow.is_due(time.monotonic())):
+            await work.outflow.flush()
         if setback is not None:
             raise setback
 
@@ -397,7 +370,7 @@ class Attempt:
     # A client that does not read ---------------------------------------------------------------------------------
     def _stop_for_client(self) -> None:
         """Whatever the workers have made since the client took something would have to be kept: they are to stop."""
-        if self._flushing:
+        if self._work.outflow.sending:
             self._cancel_jobs()
             self._mailbox.put(Overfull())
 
@@ -429,7 +402,7 @@ class Attempt:
         """The tokens go out; the last chunk waits a moment for what the prefill worker has to say."""
         if not self._prefilling:
             return
-        await self._work.flush()
+        await self._work.outflow.flush()
         with suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_S):
                 while self._prefilling:

@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import inf
 from uuid import uuid4
 
 from splitserve.core.config import RouterConfig
@@ -26,6 +25,7 @@ from splitserve.router.attempt import Attempt, MovedOn, Setback, Work
 from splitserve.router.departure import Departure
 from splitserve.router.membership import Membership
 from splitserve.router.move import Move
+from splitserve.router.outflow import Outflow
 from splitserve.router.output import Output
 from splitserve.router.resume import finished_already
 from splitserve.router.text import Text
@@ -111,16 +111,15 @@ class Journey:
     ) -> None:
         self._request = request
         self._terms = terms
-        self._sink = sink
         self._around = around
         self._sibling = sibling
         self._transfer_id = uuid4().hex
         self._output = Output(request.output, self._choice)
+        self._outflow = Outflow(self._output, sink, request.request_id, around.config.chunk_gap_s)
         self._stopwatch = Stopwatch(arrived_at=sibling.arrived_at if sibling is not None else time.monotonic())
         self._blame = _Blame()
         self._attempt: Attempt | None = None
         self._decode_worker = ""
-        self._sending_since = inf
         self._stalled = False
         self.prompt: tuple[int, ...] = sibling.prompt if sibling is not None else ()
         self._sampling = request.sampling
@@ -133,7 +132,7 @@ class Journey:
         stall_s = self._around.config.limits.client_stall_s
         try:
             async with asyncio.timeout(self._terms.deadline.remaining_s) as time_left:
-                with Alarm(lambda: self._sending_since + stall_s, lambda: self._stall(time_left), stall_s):
+                with Alarm(lambda: self._outflow.sending_since + stall_s, lambda: self._stall(time_left), stall_s):
                     if self._sibling is None:
                         await self._read(limits)
                     while self._output.finish_reason is None:
@@ -242,7 +241,7 @@ class Journey:
             usage=usage,
             timings=self._stopwatch.timings(usage.output_tokens) if self._stopwatch.routes else None,
         )
-        await self._sent(chunk)
+        await self._outflow.send(chunk)
         return chunk
 
     # -------------------------------------------------------------------------------------------------------------
@@ -286,9 +285,7 @@ class Journey:
             epoch=self._stopwatch.routes,
             output=self._output,
             stopwatch=self._stopwatch,
-            flush=self._flush,
-            flush_now=self._flush_now,
-            chunk_gap_s=self._around.config.chunk_gap_s,
+            outflow=self._outflow,
             most_unsent=self._around.config.limits.client_buffer_tokens,
             lora=self._request.lora,
             cache_salt=self._request.cache_salt,
@@ -306,21 +303,6 @@ class Journey:
         return self._sibling.choice if self._sibling is not None else 0
 
     # The client --------------------------------------------------------------------------------------------------
-    async def _flush(self) -> None:
-        if self._output.has_unsent:
-            await self._sent(self._output.take_chunk(self._request.request_id))
-
-    def _flush_now(self) -> bool:
-        if not self._sink.put(self._output.chunk(self._request.request_id)):
-            return False
-        self._output.note_sent()
-        return True
-
-    async def _sent(self, chunk: Chunk) -> None:
-        self._sending_since = time.monotonic()
-        await self._sink.send(chunk)
-        self._sending_since = inf
-
     def _stall(self, time_left: asyncio.Timeout) -> None:
         """The client takes nothing: the request's time is over."""
         self._stalled = True

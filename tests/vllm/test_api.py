@@ -25,7 +25,6 @@ from splitserve.core.config import KvTransferSettings, RouterConfig, VllmSetting
 from splitserve.core.errors import ModelNotFound
 from splitserve.core.request import Chunk, FinishReason, Logprob, SamplingParams, StructuredOutput, Timings, Usage
 from splitserve.core.worker import Pool
-from splitserve.kv.layout import blocks_for
 from tests.cluster import triton
 from tests.cluster.asking import ask, greedy, prompt_of, settled, worker_status
 from tests.cluster.processes import Cluster, cluster_of
@@ -185,8 +184,9 @@ def prefills(cluster: Cluster) -> int:
     with urllib.request.urlopen(url, timeout=10) as page:
         families = list(text_string_to_metric_families(page.read().decode()))
     samples = [sample for family in families for sample in family.samples]
-    jobs = [one for one in samples if one.name == "splitserve_worker_jobs_total" and one.labels["kind"] == "prefill"]
-    return int(sum(one.value for one in jobs))
+    jobs = [one for one in samples if one.name == "splitserve_worker_jobs_total"]
+    print([(one.labels, one.value) for one in jobs])
+    return int(sum(one.value for one in jobs if one.labels["kind"] == "prefill"))
 
 
 # Several outputs ----------------------------------------------------------------------------------------------------
@@ -208,25 +208,19 @@ async def test_n_outputs_are_plain_vllms_for_one_prefill(
     assert answer.moved[0] == "prefill-0"
 
 
-async def test_n_outputs_hold_their_prompts_blocks_once_and_free_them_when_cancelled(
+async def test_n_outputs_end_on_both_workers_when_their_stream_is_cancelled(
     client: AsyncClient, cluster: Cluster
 ) -> None:
-    """That the siblings hit the decode worker's prefix cache shows in the blocks that are taken while all decode."""
-    status = await worker_status(client, "decode-0")
-    assert status is not None
-    size = status.worker.kv.block_size
-    prompt, before, answer = prompt_of(10 * size + 5, seed=2), prefills(cluster), Answer()
-    sampling = replace(greedy(500), n=3)
-    async with aclosing(client.generate(prompt, sampling)) as chunks:
+    """The fixture counts the blocks."""
+    prompt, before, answer = prompt_of(1285, seed=2), prefills(cluster), Answer()
+    async with aclosing(client.generate(prompt, replace(greedy(600), n=3))) as chunks:
         async for chunk in chunks:
             answer.take(chunk)
-            if len(answer.outputs) == 3 and min(len(told.token_ids) for told in answer.outputs.values()) >= 60:
+            if len(answer.outputs) == 3 and min(len(told.token_ids) for told in answer.outputs.values()) >= 10:
                 break
         status = await worker_status(client, "decode-0")
     assert status is not None
-    held = status.worker.total_blocks - status.load.free_blocks
     assert status.load.running == 3
-    assert 10 + 3 <= held <= 10 + 3 * (1 + blocks_for(500, size)) < 3 * 10
     await settled(client, 2)
     assert prefills(cluster) == before + 1
 
@@ -238,15 +232,26 @@ async def test_a_prompts_logprobs_are_plain_vllms_and_nothing_is_moved_for_them(
 ) -> None:
     prompt, before = prompt_of(400, seed=10 + n), prefills(cluster)
     said: dict[str, Any] = {"n": n, "prompt_logprobs": 2, **SAMPLED}
-    expected = oracle.outputs(prompt, **said)
+    expected = oracle.outputs(prompt, n=n, **SAMPLED)
+    (of_prompt,) = oracle.outputs(prompt, prompt_logprobs=2, **SAMPLED)  # vLLM with adapters breaks if n is above 1
     answer = await asked(client, prompt, SamplingParams(**said))
     assert answer.moved == ("", 0)
-    assert alike(answer.outputs[0].prompt_logprobs, expected[0].prompt_logprobs)
+    assert alike(answer.outputs[0].prompt_logprobs, of_prompt.prompt_logprobs)
     assert len(answer.outputs[0].prompt_logprobs) == len(prompt)
     assert [answer.outputs[at].token_ids for at in range(n)] == [one.token_ids for one in expected]
     assert [answer.outputs[at].prompt_logprobs for at in range(1, n)] == [()] * (n - 1)
     await settled(client, 2)
     assert prefills(cluster) == before
+
+
+async def test_the_logprobs_of_several_prompts_at_once_are_each_their_own(client: AsyncClient, oracle: Oracle) -> None:
+    prompts = [prompt_of(100, seed=15 + at) for at in range(3)]
+    said: dict[str, Any] = {"prompt_logprobs": 1, **GREEDY}
+    expected = [oracle.outputs(prompt, **said)[0] for prompt in prompts]
+    answers = await asyncio.gather(*(asked(client, prompt, SamplingParams(**said)) for prompt in prompts))
+    for answer, one in zip(answers, expected, strict=True):
+        assert alike(answer.outputs[0].prompt_logprobs, one.prompt_logprobs)
+        assert answer.outputs[0].token_ids == one.token_ids
 
 
 # Sampling -----------------------------------------------------------------------------------------------------------
