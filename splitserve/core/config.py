@@ -207,6 +207,9 @@ class RequestLimits(Settings):
     choices: Count = Field(16, description="most outputs of one request: sampling.n")
     stop_strings: Count = Field(16, description="each is looked for in every token's text")
     logprobs: Count = Field(20, description="most of the likeliest tokens told per token")
+    prompt_logprobs: Count = Field(
+        200_000, description="entries of sampling.prompt_logprobs, over all prompt tokens: they come in one message"
+    )
     logit_biases: Count = Field(1024, description="tokens in sampling.logit_bias")
     schema_kib: Count = Field(64, description="KiB of one schema, regex or grammar, and of all tools together")
     tools: Count = Field(128, description="functions in messages.tools")

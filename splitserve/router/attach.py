@@ -14,17 +14,8 @@ from splitserve.core.errors import (
     first_of,
 )
 from splitserve.core.worker import WorkerInfo
-from splitserve.router.membership import (
-    Attachment,
-    Membership,
-    Order,
-    SendCancel,
-    SendDrain,
-    SendHandOver,
-    SendJob,
-    SendPeers,
-    SendPool,
-)
+from splitserve.router.membership import Attachment, Membership
+from splitserve.router.orders import Order, SendCancel, SendDrain, SendHandOver, SendJob, SendPeers, SendPool
 from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
 from splitserve.rpc.status import abort

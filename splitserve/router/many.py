@@ -7,7 +7,7 @@ side and every request has ended, and whatever runs ends with the call.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from splitserve.core.errors import InvalidRequest, SplitserveError
 from splitserve.core.request import Chunk
@@ -17,6 +17,7 @@ from splitserve.rpc.gen import inference_pb2
 from splitserve.rpc.status import to_status
 
 _MOST_EVENTS = 1024  # in one message
+_MOST_BYTES = 2**20
 _LARGEST_WINDOW = 4096
 
 Write = Callable[[inference_pb2.ManyResponse], Awaitable[None]]
@@ -109,5 +110,16 @@ class Many:
             await self._news.wait()
             self._news.clear()
             while self._outbox:
-                events, self._outbox = self._outbox[:_MOST_EVENTS], self._outbox[_MOST_EVENTS:]
+                count = _fitting(self._outbox)
+                events, self._outbox = self._outbox[:count], self._outbox[count:]
                 await self._write(inference_pb2.ManyResponse(events=events))
+
+
+def _fitting(events: Sequence[inference_pb2.ManyEvent]) -> int:
+    """How many go into one message: all, as a rule; what has log probabilities may be large."""
+    size = 0
+    for count, event in enumerate(events[:_MOST_EVENTS]):
+        size += event.ByteSize()
+        if size > _MOST_BYTES and count:
+            return count
+    return min(len(events), _MOST_EVENTS)

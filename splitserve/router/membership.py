@@ -13,47 +13,12 @@ from dataclasses import dataclass, field
 
 from splitserve.core.errors import JoinRefused, UnknownWorker
 from splitserve.core.fleet import Health, WorkerStatus
-from splitserve.core.worker import DecodeJob, Delta, Failure, Job, KvPeer, Load, Pool, Ticket, WorkerInfo
+from splitserve.core.worker import DecodeJob, Delta, Failure, Job, Load, Pool, Ticket, WorkerInfo
 from splitserve.kv.layout import differing_field
 from splitserve.router.mailbox import Lost, Mailbox
+from splitserve.router.orders import Outbox, SendCancel, SendDrain, SendHandOver, SendJob, SendPeers, SendPool
 from splitserve.routing.fleet import Fleet
 from splitserve.routing.promise import Promise
-
-
-@dataclass(frozen=True, slots=True)
-class SendJob:
-    number: int
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class SendCancel:
-    job_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class SendHandOver:
-    job_id: str
-    ticket: Ticket
-    at_end: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SendPeers:
-    peers: tuple[KvPeer, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SendPool:
-    pool: Pool
-
-
-@dataclass(frozen=True, slots=True)
-class SendDrain:
-    pass
-
-
-Order = SendJob | SendCancel | SendHandOver | SendPeers | SendPool | SendDrain
 
 
 @dataclass(slots=True)
@@ -61,7 +26,7 @@ class Attachment:
     """The router's end of one worker's stream. `outbox` is what it is to be told; `gone` is set once it has left."""
 
     info: WorkerInfo
-    outbox: asyncio.Queue[Order] = field(default_factory=asyncio.Queue)
+    outbox: Outbox = field(default_factory=Outbox)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     gone_reason: str = ""
     finished_jobs: int = 0

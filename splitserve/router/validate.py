@@ -60,6 +60,7 @@ def check_prompt(request: GenerateRequest, token_ids: Sequence[int], limits: Lim
         f"{asked}, but {len(token_ids)} prompt tokens leave {room} of {most}; ask for fewer or shorten the prompt",
     )
     _check(request.sampling.min_tokens <= room, "sampling.min_tokens", f"more than the {room} there is room for")
+    _check_prompt_logprobs(request.sampling, len(token_ids), limits.request)
     sampling = replace(request.sampling, max_tokens=asked if asked is not None else room)
     _check(len(request.output) < (sampling.max_tokens or 0), "output", "has all of max_tokens already; nothing is left")
     return sampling
@@ -77,6 +78,13 @@ def lora_of(model: str, lora: str, served: str, loras: Collection[str]) -> str:
     if named and named not in loras:
         raise ModelNotFound(f"lora: no worker has {named!r}; there are: {', '.join(loras) or 'none'}")
     return named
+
+
+def _check_prompt_logprobs(sampling: SamplingParams, prompt_tokens: int, limits: RequestLimits) -> None:
+    if sampling.prompt_logprobs is not None:
+        entries, most = prompt_tokens * (sampling.prompt_logprobs + 1), limits.prompt_logprobs
+        sentence = f"makes {entries} entries for {prompt_tokens} prompt tokens; at most {most}: ask for fewer of each"
+        _check(entries <= most, "sampling.prompt_logprobs", sentence)
 
 
 def _check_routing(request: GenerateRequest) -> None:

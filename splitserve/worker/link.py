@@ -37,6 +37,7 @@ FIRST_BACK_OFF_S = 0.1
 LONGEST_BACK_OFF_S = 5.0
 WELCOME_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 5.0
+MOST_DELTAS = 2048  # in one message, which must stay below gRPC's limit when a router was slow
 TAKEN = frozenset({"uuid", "name"})  # a former stream or process may still hold these, until its router misses it
 TAKEN_FOR_S = 30.0
 
@@ -219,11 +220,12 @@ class RouterLink:
         told: Load | None = None
         told_at = time.monotonic() - interval_s
         while not (self._leaving.is_set() and not self._outbox):
-            await self._news(told_at + interval_s - time.monotonic())
+            if not self._outbox:
+                await self._news(told_at + interval_s - time.monotonic())
             load, now = self._host.load(self._address), time.monotonic()
             due = told is None or _grants_otherwise(load, told) or now - told_at >= interval_s
             if due or self._outbox:
-                deltas, self._outbox = self._outbox, []
+                deltas, self._outbox = self._outbox[:MOST_DELTAS], self._outbox[MOST_DELTAS:]
                 told, told_at = (load, now) if due else (told, told_at)
                 await call.write(_message(deltas, load if due else None))
         await call.done_writing()

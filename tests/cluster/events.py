@@ -26,7 +26,7 @@ async def events(lines: AsyncIterable[bytes]) -> AsyncIterator[dict[str, Any]]:
     async for line in lines:
         if line.strip() == b"data: [DONE]":
             return
-        if line.startswith(_DATA):
+        if line.startswith(_DATA) and line.endswith(b"\n"):
             event = json.loads(line[len(_DATA) :])
             if "error" in event:
                 raise ErrorEvent(event["error"])

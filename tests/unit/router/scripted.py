@@ -29,8 +29,9 @@ from splitserve.core.worker import (
 )
 from splitserve.router import choices
 from splitserve.router.journey import Journey, Surroundings, Terms
-from splitserve.router.membership import Attachment, Membership, Order, SendCancel, SendHandOver, SendJob
+from splitserve.router.membership import Attachment, Membership
 from splitserve.router.move import Move
+from splitserve.router.orders import Order, SendCancel, SendHandOver, SendJob
 from splitserve.router.text import Text
 from splitserve.router.waiting import WaitingRequests
 from splitserve.routing.fleet import Fleet

@@ -9,16 +9,8 @@ from splitserve.core.errors import UnknownWorker
 from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.worker import DecodeJob, Delta, Failure, Outcome, Pool, PrefillJob, Ticket
 from splitserve.router.mailbox import Lost, Mailbox
-from splitserve.router.membership import (
-    Attachment,
-    Membership,
-    Order,
-    SendCancel,
-    SendDrain,
-    SendHandOver,
-    SendJob,
-    SendPeers,
-)
+from splitserve.router.membership import Attachment, Membership
+from splitserve.router.orders import Order, SendCancel, SendDrain, SendHandOver, SendJob, SendPeers
 from splitserve.routing.fleet import Fleet
 from splitserve.routing.promise import Promise
 from tests.unit.peers import TICKET

@@ -136,6 +136,14 @@ def test_an_output_that_is_as_long_as_was_asked_for_leaves_nothing_to_do() -> No
     assert check_prompt(replace(asks, output=(1,)), [1], LIMITS).max_tokens == 2
 
 
+def test_prompt_logprobs_are_bounded_over_the_whole_prompt() -> None:
+    limits = replace(LIMITS, request=RequestLimits(prompt_logprobs=30))
+    asks = replace(GOOD, sampling=SamplingParams(prompt_logprobs=2))
+    check_prompt(asks, [1] * 10, limits)
+    with pytest.raises(InvalidRequest, match=r"^sampling\.prompt_logprobs: makes 33 entries for 11 prompt tokens"):
+        check_prompt(asks, [1] * 11, limits)
+
+
 def test_a_router_may_take_shorter_prompts_than_its_fleet() -> None:
     limits = replace(LIMITS, request=RequestLimits(prompt_tokens=8))
     check_prompt(GOOD, [1] * 8, limits)
