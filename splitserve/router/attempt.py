@@ -129,6 +129,7 @@ class Attempt:
     ) -> None:
         self._cancel_jobs()
         self._work.outflow.rest()
+        self._mailbox.close()
         reason = f"it is tried elsewhere: {error}" if isinstance(error, Setback) else "it ended before it had moved"
         for event in self._mailbox.left():
             if isinstance(event, Order):
@@ -237,7 +238,10 @@ class Attempt:
         if setback is not None or (work.output.finish_reason is None and work.outflow.is_due(time.monotonic())):
             await work.outflow.flush()
         if setback is not None:
-            raise setback
+            try:
+                raise setback
+            finally:
+                setback = None  # or it and this frame hold each other, and all of the request, until a rare collection
 
     def _on(self, event: Event) -> None:
         decodes = event.job_id == self._decode_job_id

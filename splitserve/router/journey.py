@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from uuid import uuid4
 
 from splitserve.core.config import RouterConfig
@@ -132,7 +133,7 @@ class Journey:
         stall_s = self._around.config.limits.client_stall_s
         try:
             async with asyncio.timeout(self._terms.deadline.remaining_s) as time_left:
-                with Alarm(lambda: self._outflow.sending_since + stall_s, lambda: self._stall(time_left), stall_s):
+                with Alarm(lambda: self._outflow.sending_since + stall_s, partial(self._stall, time_left), stall_s):
                     if self._sibling is None:
                         await self._read(limits)
                     while self._output.finish_reason is None:
@@ -141,6 +142,7 @@ class Journey:
         except TimeoutError as error:
             raise (self._too_slow() if self._stalled else self._too_late()) from error
         finally:
+            del time_left  # has the task, whose error has this frame: all of the request, until a rare collection
             self._terms.charge(len(self._output.token_ids) - len(self._request.output))
 
     def sibling(self, choice: int, sink: Sink) -> "Journey":

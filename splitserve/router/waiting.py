@@ -7,10 +7,10 @@ route is bound late and its promise to the workers is given back on every ending
 
 import asyncio
 import time
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from splitserve.core.errors import Overloaded, SplitserveError, Unavailable
@@ -77,13 +77,13 @@ class WaitingRequests:
         self._clock = clock
         self._random = Random()
         self._waiters: list[_Waiter] = []
-        self._picky: list[_Waiter] = []
+        self._picky: dict[Need, list[_Waiter]] = {}  # by what they want, their tokens apart
         self._number = 0
         self._last_bound_at: float | None = None
         self._bind_gap_s = 0.0
 
     def __len__(self) -> int:
-        return len(self._waiters) + len(self._picky)
+        return len(self._waiters) + sum(map(len, self._picky.values()))
 
     @asynccontextmanager
     async def bound(self, ask: Ask) -> AsyncIterator[Binding]:
@@ -113,31 +113,40 @@ class WaitingRequests:
 
     def pump(self) -> None:
         """Binds whatever can go now. To be called whenever a worker's grant or the fleet has changed."""
-        for waiter in tuple(self._picky):
-            self._settle(waiter, self._picky)
-        while self._waiters and self._settle(self._waiters[0], self._waiters):
-            pass
+        lines = [line for line in self._picky.values() if line]
+        while lines:
+            line = min(lines, key=lambda each: each[0])
+            if goes := self._settle(line[0]):
+                del line[0]
+            lines = [each for each in lines if each and (goes or each is not line)]
+        while self._waiters and self._settle(self._waiters[0]):
+            del self._waiters[0]
 
     def _enter(self, ask: Ask) -> _Waiter:
         if len(self) >= self._limit and ask.failed_with is None:
             raise Overloaded(f"{len(self)} requests are waiting, the most this router keeps", self._retry_after_s())
         self._number += 1
         waiter = _Waiter(ask.priority, ask.arrived_at, self._number, ask, asyncio.get_running_loop().create_future())
-        insort(self._queue_of(waiter), waiter)
+        insort(self._queue_of(ask.need), waiter)
         return waiter
 
     def _leave(self, waiter: _Waiter) -> None:
-        queue = self._queue_of(waiter)
-        if waiter in queue:
-            queue.remove(waiter)
+        queue = self._queue_of(waiter.ask.need)
+        at = bisect_left(queue, waiter)
+        if at < len(queue) and queue[at] is waiter:
+            del queue[at]
+        if not queue and waiter.ask.need.picky:
+            self._picky.pop(_kind(waiter.ask.need), None)
         if waiter.bound.done() and not waiter.bound.cancelled() and waiter.bound.exception() is None:
             self._withdraw(waiter.bound.result())
         self.pump()
 
-    def _queue_of(self, waiter: _Waiter) -> list[_Waiter]:
-        return self._picky if waiter.ask.need.picky else self._waiters
+    def _queue_of(self, need: Need) -> list[_Waiter]:
+        """A worker that is lost leaves hundreds of requests that avoid it: they wait in one line, for each look at a
+        fleet costs as much as the next."""
+        return self._picky.setdefault(_kind(need), []) if need.picky else self._waiters
 
-    def _settle(self, waiter: _Waiter, queue: list[_Waiter]) -> bool:
+    def _settle(self, waiter: _Waiter) -> bool:
         """Whether the waiter need not wait any more."""
         if not waiter.bound.done():
             choice = self._choose(waiter.ask.need)
@@ -147,11 +156,10 @@ class WaitingRequests:
                 waiter.bound.set_exception(waiter.ask.failed_with or Unavailable(choice.reason))
             else:
                 return False
-        queue.remove(waiter)
         return True
 
     def _choose(self, need: Need) -> Route | Wait | NoRoute:
-        choice = choose(self._fleet.sample(self._clock(), self._random), need)
+        choice = choose(self._fleet.sample(self._clock(), self._random, need.beside), need)
         if isinstance(choice, NoRoute):  # a sample can't say that nobody is left
             return choose(self._fleet.candidates(self._clock()), need)
         return choice
@@ -184,3 +192,7 @@ class WaitingRequests:
     def _retry_after_s(self) -> float:
         """When the queue will have moved by half, at the pace of late."""
         return min(_LONGEST_RETRY_S, max(_SHORTEST_RETRY_S, self._bind_gap_s * len(self) / 2))
+
+
+def _kind(need: Need) -> Need:
+    return replace(need, tokens=0)

@@ -88,6 +88,12 @@ def fits_decode(load: Room, tokens: int, block_size: int, waits_for_kv: bool) ->
     return _decode_obstacle(load, tokens, block_size, waits_for_kv) is None
 
 
+def fits_decode_next(load: Room, tokens: int, block_size: int) -> bool:
+    """Whether a worker with this load takes a decode that computes its own context now, or as soon as the prompts ahead
+    of it are read."""
+    return load.free_sequences >= 1 and _common_obstacle(load, decode_blocks(tokens, block_size)) is None
+
+
 def _prefill_obstacle(load: Room, tokens: int, block_size: int) -> str | None:
     return _common_obstacle(load, blocks_for(tokens, block_size)) or _no_prefill_slot(load)
 

@@ -203,12 +203,14 @@ class Fleet:
         """All of them, in the order they joined."""
         return [self._candidate(member, now) for member in self._members.values()]
 
-    def sample(self, now: float, random: Random) -> list[Candidate]:
+    def sample(self, now: float, random: Random, also: str = "") -> list[Candidate]:
         """Whom a decision looks at: all of a small fleet; of a large one some of each pool, drawn at random, and those
-        whose grants changed last, so that room which has just appeared is always seen."""
+        whose grants changed last, so that room which has just appeared is always seen. `also` is a worker that it asks
+        for."""
         if len(self._members) <= WHOLE:
             return self.candidates(now)
-        return [self._candidate(member, now) for member in drawn(self._pools, self._latest.values(), random)]
+        always = [*self._latest.values(), *([self._members[also]] if also in self._members else [])]
+        return [self._candidate(member, now) for member in drawn(self._pools, always, random)]
 
     def active_at(self, uuid: str) -> float:
         """When the worker last did something for any request; -inf for one that is gone."""

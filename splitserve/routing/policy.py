@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from splitserve.core.fleet import Health
 from splitserve.core.worker import Pool
 from splitserve.kv.layout import blocks_for
-from splitserve.routing.admission import decode_blocks, fits_decode, fits_prefill
+from splitserve.routing.admission import decode_blocks, fits_decode, fits_decode_next, fits_prefill
 from splitserve.routing.fleet import Candidate
 
 _LEAST_TOKENS_TO_MOVE = (
@@ -24,7 +24,7 @@ _LEAST_TOKENS_TO_MOVE = (
 class Need:
     """What one request needs. `avoid`: workers that failed it, used only when no other is left; `exclude`: never.
     `alone`: one worker computes and decodes it. `beside`: the worker that has its prompt cached, which computes the
-    rest, if it takes it now. `lora`: the adapter that the worker must have."""
+    rest, if it takes it now or once the prompts ahead are read. `lora`: the adapter that the worker must have."""
 
     tokens: int  # prompt and output already sent
     avoid: frozenset[str] = frozenset()
@@ -36,7 +36,7 @@ class Need:
     @property
     def picky(self) -> bool:
         """It may have to wait where another request would not."""
-        return bool(self.avoid or self.exclude or self.lora)
+        return bool(self.avoid or self.exclude or self.beside or self.lora)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,9 @@ def choose(everyone: Sequence[Candidate], need: Need) -> Route | Wait | NoRoute:
     if not usable and all(c.health in _NEVER for c in candidates):
         return NoRoute(_why_none(everyone))
     if need.beside:
-        cached = [c for c in usable if c.info.uuid == need.beside and _computes(c, need.tokens)]
-        if cached:
-            return Route(cached[0].info.uuid)
+        cached = next((c for c in usable if c.info.uuid == need.beside), None)
+        if cached is not None and _computes_next(cached, need.tokens):
+            return Route(cached.info.uuid) if _computes(cached, need.tokens) else _WAIT
     prefills = [c for c in usable if c.pool is Pool.PREFILL]
     decodes = [c for c in usable if c.pool is Pool.DECODE]
     if need.alone:
@@ -146,6 +146,11 @@ def _parks(decode: Candidate, tokens: int) -> bool:
 
 def _computes(worker: Candidate, tokens: int) -> bool:
     return worker.accepting and fits_decode(worker.load, tokens, worker.info.kv.block_size, waits_for_kv=False)
+
+
+def _computes_next(worker: Candidate, tokens: int) -> bool:
+    """One that has just said no says more in a moment."""
+    return fits_decode_next(worker.load, tokens, worker.info.kv.block_size)
 
 
 # How busy it is -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Event streams of the HTTP endpoint, read line by line from whatever has the lines."""
 
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from typing import Any
 
 _DATA = b"data: "
@@ -21,7 +21,7 @@ def completion(prompt: Sequence[int], max_tokens: int, **fields: Any) -> dict[st
     return {**plain, "ignore_eos": True, "return_token_ids": True, **fields}
 
 
-async def events(lines: AsyncIterable[bytes]) -> AsyncIterator[dict[str, Any]]:
+async def events(lines: AsyncIterable[bytes]) -> AsyncGenerator[dict[str, Any], None]:
     """Until the stream says that it is done. Raises ErrorEvent, or ConnectionError if it ends without saying so."""
     async for line in lines:
         if line.strip() == b"data: [DONE]":

@@ -81,13 +81,17 @@ async def other(pair: Pair) -> AsyncIterator[AsyncClient]:
 async def begun(client: AsyncClient, sampling: SamplingParams, seen: asyncio.Event) -> list[int]:
     """The tokens that a client has when its router dies. Fails if the stream ends in another way."""
     token_ids: list[int] = []
-    with pytest.raises(Unavailable):
+
+    async def read() -> None:
         async with aclosing(client.generate(PROMPT, sampling)) as chunks:
             async for chunk in chunks:
                 assert chunk.index == len(token_ids)
                 token_ids.extend(chunk.token_ids)
                 if len(token_ids) >= CUT_AFTER:
                     seen.set()
+
+    with pytest.raises(Unavailable):
+        await read()
     return token_ids
 
 

@@ -219,7 +219,9 @@ class Tally:
             assert len(heard.token_ids) == asked.sampling.max_tokens
             assert self.whole.setdefault(asked.number, got) == got, "not what an earlier round answered"
         else:
-            assert not mood.stays, f"stream {asked.number} ended after {len(heard.token_ids)} tokens, and nobody said why"
+            assert not mood.stays, (
+                f"stream {asked.number} ended after {len(heard.token_ids)} tokens, and nobody said why"
+            )
 
 
 async def one_round(callers: Callers, churn: Churn, tally: Tally, rng: random.Random) -> None:
@@ -272,10 +274,11 @@ async def test_streams_survive_what_their_workers_do_not_and_nothing_stays_behin
         await settled(client, len(cluster.workers))
         tally.held_kib.append(resident_kib(cluster.router))
     resumed = sum((await counted(cluster, "splitserve_resumed_requests_total")).values())
+    setbacks, codes = [await counted(cluster, f"splitserve_{name}_total") for name in ("failed_attempts", "requests")]
     print(
         f"\n{tally.streams} streams, {tally.cancelled} cancelled, at most {churn.most_at_once} at once; killed "
-        f"{dict(churn.killed)}, added {dict(churn.added)}; {resumed:.0f} resumed; router {tally.held_kib} KiB; "
-        f"{await counted(cluster, 'splitserve_failed_attempts_total')}; {await counted(cluster, 'splitserve_requests_total')}"
+        f"{dict(churn.killed)}, added {dict(churn.added)}; {resumed:.0f} resumed, failed attempts {setbacks}; requests "
+        f"{codes}; router {tally.held_kib} KiB"
     )
     for asked in map(wish, range(COMPARED)):
         if asked.number in tally.whole:

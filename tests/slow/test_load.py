@@ -5,7 +5,6 @@ import statistics
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,8 @@ from splitserve.client import AsyncClient, Retries
 from splitserve.core.config import SimSettings
 from tests.cluster.asking import greedy, prompt_of, settled
 from tests.cluster.conftest import Expected
-from tests.cluster.processes import ROUTER, Cluster, Process, cluster_of
+from tests.cluster.processes import ROUTER, Cluster, cluster_of
+from tests.slow.memory import resident_kib
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -86,12 +86,6 @@ async def all_streams(client: AsyncClient) -> list[tuple[int, ...]]:
     async with asyncio.TaskGroup() as tasks:
         streams = [tasks.create_task(stream(client, number, gate)) for number in range(STREAMS)]
     return [one.result() for one in streams]
-
-
-def resident_kib(process: Process) -> int:
-    """What the kernel counts as the process's memory, KiB."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
 async def test_two_thousand_streams_at_once_are_whole_and_leave_nothing_behind(

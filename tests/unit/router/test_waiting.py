@@ -1,15 +1,16 @@
 """Requests that wait for a route, and what is held for them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from random import Random
 
 import pytest
 
 from splitserve.core.errors import Overloaded, Unavailable
 from splitserve.core.worker import Load, Pool, WorkerInfo
 from splitserve.router.waiting import Ask, Binding, WaitingRequests
-from splitserve.routing.fleet import Fleet
+from splitserve.routing.fleet import Candidate, Fleet
 from splitserve.routing.policy import Need
 from tests.unit.router.scripted import WITHIN_S, load_of, worker_info
 
@@ -103,6 +104,40 @@ async def test_a_request_that_must_avoid_a_worker_holds_up_nobody(room: Room) ->
     room.grant(SPARE, free_sequences=1)
     await settled()
     assert room.bound == ["other", "picky"]
+
+
+async def test_requests_that_avoid_the_same_worker_wait_in_one_line(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lost worker leaves hundreds of them: a look at the fleet for each, at each change, would stop the router."""
+    looks = 0
+    sample = room.fleet.sample
+
+    def counted(now: float, random: Random, beside: str) -> Sequence[Candidate]:
+        nonlocal looks
+        looks += 1
+        return sample(now, random, beside)
+
+    room.grant(SPARE, free_sequences=0)
+    need = Need(40, avoid=frozenset({DECODE.uuid}))
+    for number in range(50):
+        await room.ask(f"{number}", arrived_at=float(number), need=replace(need, tokens=40 + number))
+    monkeypatch.setattr(room.fleet, "sample", counted)
+    room.waiting.pump()
+    assert looks == 1
+    room.grant(SPARE, free_sequences=3)
+    await settled()
+    assert room.bound == ["0", "1", "2"]
+
+
+async def test_of_lines_that_avoid_different_workers_the_most_urgent_goes_first(room: Room) -> None:
+    room.grant(SPARE, free_sequences=0)
+    await room.ask("late", arrived_at=2.0, need=Need(40, avoid=frozenset({DECODE.uuid})))
+    await room.ask("early", arrived_at=1.0, need=Need(40, avoid=frozenset({DECODE.uuid, "gone"})))
+    await room.ask("last", arrived_at=3.0, need=Need(40, avoid=frozenset({DECODE.uuid, "gone"})))
+    room.grant(SPARE, free_sequences=2)
+    await settled()
+    assert room.bound == ["early", "late"]
 
 
 async def test_a_bound_route_counts_against_the_next_request(room: Room) -> None:

@@ -26,7 +26,8 @@ def router(registry: CollectorRegistry | None = None, **config: object) -> Route
 
 
 class WiredWorker:
-    """`async with WiredWorker(address, "d0", Pool.DECODE) as worker:` attaches; leaving ends the stream."""
+    """`async with WiredWorker(address, "d0", Pool.DECODE) as worker:` attaches; leaving ends the stream. While `reads`
+    is cleared it takes nothing that the router writes."""
 
     def __init__(
         self, address: str, name: str, pool: Pool, protocol_version: int = convert.PROTOCOL_VERSION, **changes: object
@@ -39,6 +40,8 @@ class WiredWorker:
         self._channel = open_channel(address)
         self._call: Any = None
         self._upward: asyncio.Queue[worker_pb2.WorkerMessage | None] = asyncio.Queue()
+        self.reads = asyncio.Event()
+        self.reads.set()
         self._heard = asyncio.Condition()
         self._listening: asyncio.Task[None] | None = None
         self._taken = 0
@@ -122,6 +125,7 @@ class WiredWorker:
                 async with self._heard:
                     self.orders.append(order)
                     self._heard.notify_all()
+                await self.reads.wait()
         except grpc.aio.AioRpcError as error:
             self.error = error
         async with self._heard:

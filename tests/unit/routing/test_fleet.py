@@ -247,6 +247,15 @@ def test_room_that_has_just_appeared_is_always_seen() -> None:
         assert uuid in {candidate.info.uuid for candidate in fleet.sample(1.0, Random(seed))}
 
 
+def test_a_worker_that_a_request_asks_for_is_always_seen_while_it_is_there() -> None:
+    fleet = large_fleet(500)
+    for seed in range(20):
+        asked_for = f"u{seed * 7}"
+        assert asked_for in {candidate.info.uuid for candidate in fleet.sample(0.0, Random(seed), asked_for)}
+    fleet.leave("u7")
+    assert "u7" not in {candidate.info.uuid for candidate in fleet.sample(0.0, Random(1), "u7")}
+
+
 def test_who_left_or_changed_its_pool_is_drawn_no_more_as_what_it_was() -> None:
     fleet = large_fleet(200)
     fleet.leave("u199")

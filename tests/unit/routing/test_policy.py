@@ -240,6 +240,15 @@ def test_a_request_goes_beside_its_cached_prompt_if_that_worker_takes_it_now() -
     assert choose(fleet, Need(100, avoid=frozenset({"d1"}), beside="d1")) == Route("d0", "p0")
 
 
+def test_a_request_waits_for_its_cached_prompts_worker_while_that_reads_other_prompts() -> None:
+    """It is not read again elsewhere meanwhile, and holds up nobody."""
+    need = Need(100, beside="d0")
+    assert choose([prefill(), decode("d0", prefill_tokens=600), decode("d1")], need) == Wait()
+    assert choose([prefill(), decode("d0", accepting=False), decode("d1")], need) == Wait()
+    assert choose([prefill(), decode("d0", prefill_tokens=600, free_blocks=2), decode("d1")], need) == Route("d1", "p0")
+    assert need.picky
+
+
 def test_an_adapter_is_asked_of_workers_that_have_it() -> None:
     def with_poet(candidate: Candidate) -> Candidate:
         return replace(candidate, info=replace(candidate.info, loras=("poet",)))
