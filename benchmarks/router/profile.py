@@ -26,8 +26,8 @@ _PROGRAM = (sys.executable, "-m", "benchmarks.router.profiled")
 
 
 def profile(size: Size, name: str) -> None:
-    """`name` is a row's. Prints the CPU of its threads without the profiler, then the functions with most time of their own, and with most
-    time below them."""
+    """`name` is a row's. Prints the CPU of its threads without the profiler, then the functions with most time of their
+    own, and with most time below them."""
     for phase in (Phase.PACED, Phase.BURST):
         with tempfile.TemporaryDirectory(prefix="splitserve-") as directory:
             file = Path(directory, "router.prof")

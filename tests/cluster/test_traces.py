@@ -24,7 +24,7 @@ SPAN_ID = "fedcba9876543210"
 NAMES = {"splitserve.request", "queue", "attempt", "prefill", "decode"}
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]
     """Keeps every span that is exported to it, with its process's service name, by trace."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 def collector() -> Iterator[tuple[Collector, str]]:
     """And its address."""
     kept, server = Collector(), grpc.server(futures.ThreadPoolExecutor(max_workers=4))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)  # type: ignore[no-untyped-call]
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     yield kept, address

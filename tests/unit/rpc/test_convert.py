@@ -118,7 +118,9 @@ def default_of(field: "dataclasses.Field[Any]") -> object:
         (LOAD, convert.load_to_proto, convert.load_from_proto),
         (TICKET, convert.ticket_to_proto, convert.ticket_from_proto),
         (
-            GenerateRequest("text", SAMPLING, "m", "r", "batch", -5, "s", 1.5, 0.5, "poet", "salt", (4, 5), "00-1", "v=1"),
+            GenerateRequest(
+                "text", SAMPLING, "m", "r", "batch", -5, "s", 1.5, 0.5, "poet", "salt", (4, 5), "00-1", "v=1"
+            ),
             convert.request_to_proto,
             convert.request_from_proto,
         ),
