@@ -119,7 +119,7 @@ async def run_worker(config: WorkerConfig, ready_fd: int | None, parent: int | N
 def _rarely_collect() -> None:
     """Every token makes objects, and none of them a cycle: looking for some so often costs a router 8% of its CPU."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(50_000, 20, 10)
 
 
 def router_access(config: WorkerConfig) -> Access:

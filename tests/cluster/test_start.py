@@ -59,7 +59,7 @@ def model_copy(directory: Path, **changes: object) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("option", ["listen", "metrics"])
+@pytest.mark.parametrize("option", ["listen", "http", "metrics"])
 def test_a_router_on_a_taken_port_says_which_and_of_what(tmp_path: Path, taken: str, option: str) -> None:
     said = refusal(Process("router", ROUTER.model_copy(update={option: taken}), tmp_path, "router"))
     assert taken in said
