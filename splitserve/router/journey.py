@@ -265,7 +265,7 @@ class Journey:
                 avoid=self._blame.avoid,
                 exclude=self._blame.exclude,
                 alone=self._wants_prompt_logprobs,
-                beside=self._sibling.beside if self._sibling is not None and self._blame.last is None else "",
+                beside=self._sibling.beside if self._sibling is not None and not self._blame.failures else "",
                 lora=self._request.lora,
             ),
             job_prefix=f"{self._transfer_id}/{self._stopwatch.routes + 1}",

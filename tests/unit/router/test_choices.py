@@ -114,6 +114,16 @@ async def test_an_output_that_its_worker_can_not_take_now_goes_elsewhere(stage: 
     assert (await other.decode_job()).ticket is not None
 
 
+async def test_an_output_that_a_full_worker_gave_back_still_goes_where_its_prompt_is_cached(stage: Stage) -> None:
+    _, jobs = await begun(stage, n=2)
+    stage.worker("d1", Pool.DECODE)
+    decode = stage.workers[1]
+    decode.fail(jobs[1], Failure.NOT_NOW)
+    decode.report()
+    again = await decode.decode_job()
+    assert (again.ticket, again.sampling.seed) == (None, 8)
+
+
 async def test_if_one_output_can_not_be_served_no_other_goes_on(stage: Stage) -> None:
     call, jobs = await begun(stage)
     decode = stage.workers[1]
