@@ -93,6 +93,7 @@ class Diurnal:
 
 
 _GRID = 8193
+_SHORTEST_S = 1e-9  # a trace of less has no duration: clocks tell no shorter one, and its rate would be beyond a float
 
 
 def rescaled(arrival_s: Seconds, rate_rps: float) -> Seconds:
@@ -102,4 +103,6 @@ def rescaled(arrival_s: Seconds, rate_rps: float) -> Seconds:
         return np.zeros(len(arrival_s))
     since = arrival_s - arrival_s[0]
     span_s = since[-1]
-    return np.zeros(len(since)) if span_s <= 0.0 else np.asarray(since * ((len(arrival_s) - 1) / span_s / rate_rps))
+    if span_s < _SHORTEST_S:
+        return np.zeros(len(since))
+    return np.asarray(since * ((len(arrival_s) - 1) / span_s / rate_rps))

@@ -80,6 +80,7 @@ def test_a_trace_rescaled_has_the_rate_and_its_own_shape(recorded: list[float], 
 def test_a_trace_without_duration_comes_at_once() -> None:
     assert rescaled(np.array([5.0, 5.0]), 2.0).tolist() == [0.0, 0.0]
     assert rescaled(np.array([5.0]), 2.0).tolist() == [0.0]
+    assert rescaled(np.array([0.0, 2e-311]), 1.0).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
