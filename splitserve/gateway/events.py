@@ -4,6 +4,7 @@ No I/O. Nearly every chunk is text and nothing else; for those an event is what 
 once, around the text as JSON. Whatever else a chunk may have takes the long way, through a dict.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ _DATA, _END = b"data: ", b"\n\n"
 _encode = msgspec.json.Encoder().encode
 
 
-class Events:
+class Events(ABC):
     """Of one HTTP request. `prompts` are its prompts' token ids, if the look asks for what needs them."""
 
     _object = ""
@@ -71,14 +72,14 @@ class Events:
         about = _encode(self._about)[:-1]
         return _DATA + about + b',"choices":[{"index":' + str(index).encode() + b"," + self._before
 
-    def _first(self, chunk: Chunk, index: int, prompt: int) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _first(self, chunk: Chunk, index: int, prompt: int) -> bytes: ...
 
-    def _choice(self, chunk: Chunk, index: int) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice(self, chunk: Chunk, index: int) -> dict[str, Any]: ...
 
-    def _logprobs(self, chunk: Chunk, index: int) -> dict[str, Any] | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _logprobs(self, chunk: Chunk, index: int) -> dict[str, Any] | None: ...
 
     def _around(self, said: dict[str, Any], chunk: Chunk, index: int) -> dict[str, Any]:
         """A choice of which `said` is the endpoint's own part."""

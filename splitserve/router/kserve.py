@@ -28,7 +28,7 @@ from splitserve.core.sink import Awaited, Send, Sink
 from splitserve.rpc.convert import kserve
 from splitserve.rpc.gen import grpc_service_pb2 as pb
 from splitserve.rpc.gen import grpc_service_pb2_grpc
-from splitserve.rpc.guard import bearer
+from splitserve.rpc.guard import key_shown
 from splitserve.rpc.status import abort
 from splitserve.telemetry.traces import carried
 
@@ -91,7 +91,7 @@ class KserveService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             asked = kserve.asked_from_proto(message, stream=False)
             asked = replace(asked, request=carried(asked.request, context.invocation_metadata()))
-            answering = _Answering(asked, self._door, _key(context), context.time_remaining())
+            answering = _Answering(asked, self._door, key_shown(context), context.time_remaining())
             return await answering.whole()
         except SplitserveError as error:
             await abort(context, error)
@@ -113,7 +113,7 @@ class KserveService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self, message: pb.ModelReadyRequest | pb.ModelMetadataRequest, context: grpc.aio.ServicerContext
     ) -> Model:
         try:
-            model = await self._door.model(message.name, _key(context))
+            model = await self._door.model(message.name, key_shown(context))
             kserve.check_version(message.name, message.version)
         except SplitserveError as error:
             await abort(context, error)
@@ -173,7 +173,7 @@ class _Stream:
         self._context = context
         self._most_at_once = most_at_once
         self._client_stall_s = client_stall_s
-        self._key = _key(context)
+        self._key = key_shown(context)
         self._ends_at_error = _wants_status(context)
         self._running = 0
         self._outbox: asyncio.Queue[tuple[pb.ModelStreamInferResponse, asyncio.Future[None]]] = asyncio.Queue()
@@ -242,7 +242,3 @@ class _Stream:
 def _wants_status(context: grpc.aio.ServicerContext) -> bool:
     metadata: Any = context.invocation_metadata() or ()
     return any(name == WANTS_STATUS and str(value).lower() == "true" for name, value in metadata)
-
-
-def _key(context: grpc.aio.ServicerContext) -> str:
-    return bearer(context.invocation_metadata()) or ""

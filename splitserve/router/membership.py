@@ -54,6 +54,9 @@ class Membership:
         self._attachments: dict[str, Attachment] = {}
         self._sent: dict[str, _Sent] = {}
         self._suspected_at: dict[str, float] = {}
+        # Every request asks for these, and only who is there changes them.
+        self.token_limit: int | None = None  # longest prompt and output together that every worker can hold, tokens
+        self.loras: tuple[str, ...] = ()  # names of the LoRA adapters that some worker has
 
     # Workers -----------------------------------------------------------------------------------------------------
     def join(self, info: WorkerInfo) -> Attachment:
@@ -63,6 +66,7 @@ class Membership:
             _check_beside(info, other)
         attachment = self._attachments[info.uuid] = Attachment(info)
         self._fleet.join(info, self._clock())
+        self._note_workers()
         self._introduce()
         self._changed()
         return attachment
@@ -78,6 +82,7 @@ class Membership:
             _tell(self._sent.pop(job_id), Lost(job_id, reason))
         attachment.gone_reason = reason
         attachment.gone.set()
+        self._note_workers()
         self._introduce()
         self._changed()
 
@@ -203,16 +208,6 @@ class Membership:
         """Whether some worker takes requests."""
         return any(status.health is Health.READY for status in self.statuses())
 
-    @property
-    def token_limit(self) -> int | None:
-        """Longest prompt and output together that every worker can hold, in tokens; None without workers."""
-        return min((_token_limit(worker) for worker in self._fleet.workers), default=None)
-
-    @property
-    def loras(self) -> tuple[str, ...]:
-        """Names of the LoRA adapters that some worker has."""
-        return tuple(sorted({name for worker in self._fleet.workers for name in worker.loras}))
-
     # -------------------------------------------------------------------------------------------------------------
     def _named(self, name_or_uuid: str) -> Attachment:
         info = self._fleet.find(name_or_uuid)
@@ -238,6 +233,11 @@ class Membership:
             self._fleet.refused(uuid)
         self._attachments[uuid].finished_jobs += delta.outcome.failure is None
         self._attachments[uuid].migrated_jobs += delta.outcome.failure is Failure.MIGRATED
+
+    def _note_workers(self) -> None:
+        workers = self._fleet.workers
+        self.token_limit = min(map(_token_limit, workers), default=None)
+        self.loras = tuple(sorted({name for worker in workers for name in worker.loras}))
 
     def _introduce(self) -> None:
         """Tells every worker who its peers are now."""

@@ -16,7 +16,7 @@ from splitserve.router.move import Move, Moved, MoveRefused
 from splitserve.router.running import Running
 from splitserve.rpc import convert
 from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from splitserve.rpc.guard import bearer
+from splitserve.rpc.guard import key_shown
 from splitserve.rpc.status import abort
 from splitserve.telemetry.metrics import RouterMetrics
 from splitserve.telemetry.traces import carried
@@ -34,20 +34,20 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
         try:
             request = carried(convert.request_from_proto(message), context.invocation_metadata())
-            await self._endpoint.generate(request, Awaited(send), _key(context), context.time_remaining())
+            await self._endpoint.generate(request, Awaited(send), key_shown(context), context.time_remaining())
         except SplitserveError as error:
             await abort(context, error)
 
     async def GenerateMany(
         self, messages: AsyncIterator[inference_pb2.ManyRequest], context: grpc.aio.ServicerContext
     ) -> None:
-        await Many(self._endpoint, _key(context), context.write).run(messages)
+        await Many(self._endpoint, key_shown(context), context.write).run(messages)
 
     async def Tokenize(
         self, message: inference_pb2.TokenizeRequest, context: grpc.aio.ServicerContext
     ) -> inference_pb2.TokenizeResponse:
         try:
-            prompt, key = convert.tokenize_from_proto(message), _key(context)
+            prompt, key = convert.tokenize_from_proto(message), key_shown(context)
             token_ids = await self._endpoint.tokenize(prompt, message.model, key)
             served, *_ = await self._endpoint.models(key)
         except SplitserveError as error:
@@ -58,7 +58,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self, message: inference_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> inference_pb2.ListModelsResponse:
         try:
-            models = await self._endpoint.models(_key(context))
+            models = await self._endpoint.models(key_shown(context))
         except SplitserveError as error:
             await abort(context, error)
         return inference_pb2.ListModelsResponse(models=map(convert.model_to_proto, models))
@@ -67,7 +67,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self, message: inference_pb2.GetModelRequest, context: grpc.aio.ServicerContext
     ) -> inference_pb2.Model:
         try:
-            return convert.model_to_proto(await self._endpoint.model(message.name, _key(context)))
+            return convert.model_to_proto(await self._endpoint.model(message.name, key_shown(context)))
         except SplitserveError as error:
             await abort(context, error)
 
@@ -162,7 +162,3 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 def _check_timeout(within_s: float) -> None:
     if not within_s > 0:
         raise InvalidRequest("timeout_s", f"{within_s} must be a number of seconds above 0")
-
-
-def _key(context: grpc.aio.ServicerContext) -> str:
-    return bearer(context.invocation_metadata()) or ""

@@ -30,6 +30,11 @@ def bearer(metadata: Any) -> str | None:
     return None
 
 
+def key_shown(context: grpc.aio.ServicerContext) -> str:
+    """The key of a call under way; "" if it shows none."""
+    return bearer(context.invocation_metadata()) or ""
+
+
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, check: Check) -> None:
         self._check = check

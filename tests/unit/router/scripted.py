@@ -43,6 +43,13 @@ DEMO_MODEL = Path(__file__).parents[3] / "splitserve" / "demo" / "model"
 JobT = TypeVar("JobT", PrefillJob, DecodeJob)
 
 
+async def holds(what: Callable[[], bool]) -> None:
+    """Waits for what nothing tells of."""
+    async with asyncio.timeout(WITHIN_S):
+        while not what():  # noqa: ASYNC110 there is no event
+            await asyncio.sleep(0.001)
+
+
 def worker_info(name: str, pool: Pool, mode: KvMode = KvMode.PUSH, **changes: object) -> WorkerInfo:
     """A worker of 64 blocks of 16 tokens."""
     info = WorkerInfo(

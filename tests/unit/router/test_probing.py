@@ -1,24 +1,17 @@
 """A worker that is there and serves nobody is found, left alone, and taken back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
 from splitserve.core.fleet import Health
 from splitserve.core.worker import Failure, Pool
 from splitserve.router.probing import Probing
-from tests.unit.router.scripted import WITHIN_S, ScriptedWorker, Stage
+from tests.unit.router.scripted import WITHIN_S, ScriptedWorker, Stage, holds
 
 AT_ONCE_S = -1.0  # every worker has been idle for longer
 NEVER_S = 1e9
-
-
-async def holds(what: Callable[[], bool]) -> None:
-    """Waits for it."""
-    async with asyncio.timeout(WITHIN_S):
-        while not what():  # noqa: ASYNC110 nothing tells when
-            await asyncio.sleep(0.01)
 
 
 class Probed:

@@ -1,14 +1,14 @@
 """Most tokens go from the worker's message to the client's sink in one call, and wake no task."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
 from splitserve.core.config import RouterConfig
 from splitserve.core.request import Chunk
 from splitserve.core.worker import DecodeJob, Pool
-from tests.unit.router.scripted import WITHIN_S, ScriptedWorker, Stage
+from tests.unit.router.scripted import WITHIN_S, ScriptedWorker, Stage, holds
 
 AT_ONCE = RouterConfig(chunk_gap_s=0.0)
 NEVER_S = 1e6
@@ -35,13 +35,6 @@ class Recorded:
     def tokens(self) -> list[int]:
         chunks = sorted([*self.put_chunks, *self.sent_chunks], key=lambda chunk: (chunk.index, len(chunk.token_ids)))
         return [token for chunk in chunks for token in chunk.token_ids]
-
-
-async def holds(what: Callable[[], bool]) -> None:
-    """Waits for it."""
-    async with asyncio.timeout(WITHIN_S):
-        while not what():  # noqa: ASYNC110 a sink tells nobody
-            await asyncio.sleep(0)
 
 
 class Streaming:
