@@ -89,11 +89,15 @@ def request(*inputs: list[Any], parameters: dict[str, Any] | None = None, **argu
 
 async def test_health_and_reflection_know_the_service(cluster: Cluster, client: AsyncClient) -> None:
     async with grpc.aio.insecure_channel(cluster.address) as channel:
-        health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=SERVICE))
+        health, asks = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest(service=SERVICE)
+
+        async def serves() -> bool:
+            return bool((await health.Check(asks)).status == health_pb2.HealthCheckResponse.SERVING)
+
+        await eventually(serves, "health of the service")  # the router looks at its workers now and then
         asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         answers = [answer async for answer in reflection.ServerReflectionInfo(iter([asked]))]
-    assert health.status == health_pb2.HealthCheckResponse.SERVING
     assert answers[0].HasField("file_descriptor_response")
 
 
