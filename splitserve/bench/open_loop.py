@@ -151,6 +151,7 @@ class _Book:
             first_token_s=np.array(self._first),
             last_token_s=np.array(self._last),
             ended_s=np.array(self._ended),
+            prompt_tokens=self._requests.prompt_tokens,
             tokens=np.array(self._tokens),
             asked_tokens=self._requests.output_tokens,
             ending=np.array(self._ending),

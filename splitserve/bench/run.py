@@ -1,13 +1,13 @@
 """What a run of the load generator brought back, as columns: a row per request, and a log of chunks."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from splitserve.core.slo import Timelines
+from splitserve.core.slo import Timelines, rank_of_p99
 
 Seconds = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -30,6 +30,7 @@ class Record:
     sent_s: float
     first_token_s: float
     ended_s: float
+    prompt_tokens: int
     tokens: int
     ending: Ending
     error: str
@@ -47,9 +48,33 @@ class Chunks:
     def gaps_s(self) -> Seconds:
         """Between each chunk and the one before it of the same request. What ITL can be seen from outside: tokens of
         one chunk come at once."""
+        return self._gaps()[1]
+
+    def longest_gaps_s(self, ranks: Counts) -> Seconds:
+        """Of each request, its gap of that rank, the longest being 1; 0 where it has not so many: the gaps that are
+        not there are between tokens of one chunk."""
+        owner, gaps = self._gaps()
+        owner, gaps = (column[np.lexsort((-gaps, owner))] for column in (owner, gaps))
+        starts = np.searchsorted(owner, np.arange(len(ranks)))
+        found = starts + ranks - 1
+        has = (ranks > 0) & (found < np.searchsorted(owner, np.arange(len(ranks)), side="right"))
+        longest = np.zeros(len(ranks))
+        longest[has] = gaps[found[has]]
+        return longest
+
+    def _gaps(self) -> tuple[Counts, Seconds]:
+        """Of which request each gap is, and how long, request by request."""
         order = np.argsort(self.request, kind="stable")
         same = np.diff(self.request[order]) == 0
-        return np.asarray(np.diff(self.time_s[order])[same])
+        return self.request[order][1:][same], np.asarray(np.diff(self.time_s[order])[same])
+
+    def only(self, requests: Counts) -> "Chunks":
+        """Those of the given requests, which are numbered anew in that order."""
+        number = np.full(max(int(self.request.max(initial=-1)), int(requests.max(initial=-1))) + 1, -1)
+        number[requests] = np.arange(len(requests))
+        request = number[self.request]
+        kept = request >= 0
+        return Chunks(self.time_s[kept], request[kept], self.tokens[kept], self.dropped)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,13 +87,14 @@ class Run:
     first_token_s: Seconds
     last_token_s: Seconds
     ended_s: Seconds
+    prompt_tokens: Counts
     tokens: Counts
     asked_tokens: Counts
     ending: npt.NDArray[np.int8]
     error: npt.NDArray[np.int32]  # index into `errors`, or -1
     errors: tuple[str, ...]
     chunks: Chunks
-    late_s: float = 0.01  # a request sent later than that after it was due was sent late
+    late_s: float = 0.002  # a request sent later than that after it was due was sent late
     late_share: float = 0.01  # of requests that may be late before the sender counts as overloaded
 
     def __len__(self) -> int:
@@ -84,6 +110,7 @@ class Run:
             sent_s=float(self.sent_s[index]),
             first_token_s=float(self.first_token_s[index]),
             ended_s=float(self.ended_s[index]),
+            prompt_tokens=int(self.prompt_tokens[index]),
             tokens=int(self.tokens[index]),
             ending=Ending(int(self.ending[index])),
             error=self.errors[error] if error >= 0 else "",
@@ -93,8 +120,28 @@ class Run:
     def timelines(self) -> Timelines:
         """What `core.slo` judges: TTFT counts from when a request was due, and one that did not end well has no last
         token."""
-        last = np.where(self.ending == Ending.DONE, self.last_token_s, np.inf)
-        return Timelines(self.scheduled_s, self.first_token_s, last, self.tokens)
+        done = self.ending == Ending.DONE
+        return Timelines(
+            self.scheduled_s,
+            self.first_token_s,
+            np.where(done, self.last_token_s, np.inf),
+            self.tokens,
+            self.prompt_tokens,
+            None if self.chunks.dropped else np.where(done, self._itl_p99_s(), np.inf),
+        )
+
+    def _itl_p99_s(self) -> Seconds:
+        gaps = np.maximum(self.tokens - 1, 0)
+        return self.chunks.longest_gaps_s(gaps - rank_of_p99(gaps) + 1)
+
+    def only(self, requests: Counts) -> "Run":
+        """Those requests' rows and chunks, in that order; times stay as they are."""
+        columns = {name: getattr(self, name)[requests] for name in _COLUMNS}
+        return replace(self, **columns, chunks=self.chunks.only(requests))
+
+    def after(self, warm_up_s: float) -> "Run":
+        """Without the requests that were due in the first seconds, when caches and queues were still empty."""
+        return self.only(np.flatnonzero(self.scheduled_s >= warm_up_s))
 
     @property
     def lateness_s(self) -> Seconds:
@@ -119,3 +166,17 @@ class Run:
 
     def count(self, ending: Ending) -> int:
         return int((self.ending == ending).sum())
+
+
+_COLUMNS = (
+    "scheduled_s",
+    "sent_s",
+    "first_token_s",
+    "last_token_s",
+    "ended_s",
+    "prompt_tokens",
+    "tokens",
+    "asked_tokens",
+    "ending",
+    "error",
+)

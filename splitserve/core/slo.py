@@ -1,11 +1,13 @@
-"""The one definition of TTFT, TPOT, attainment and goodput, for simulated and measured timelines alike.
+"""The one definition of TTFT, TPOT, ITL, attainment and goodput, for simulated and measured timelines alike.
 
 Goodput is the highest arrival rate whose attainment is at least the target; who finds that rate (planner, benchmark)
 compares `attainment` with `Slo.attainment`.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ class Timeline:
     arrival: float
     tokens: tuple[float, ...]
     finished: bool = True
+    prompt_tokens: int = 0
 
     @property
     def ttft_s(self) -> float:
@@ -36,28 +39,55 @@ class Timeline:
         """Each gap between tokens."""
         return tuple(b - a for a, b in zip(self.tokens, self.tokens[1:], strict=False))
 
+    @property
+    def itl_p99_s(self) -> float:
+        """What 99% of the gaps between its tokens are no longer than; 0 for a single token."""
+        gaps = sorted(self.itl_s)
+        return gaps[rank_of_p99(len(gaps)) - 1] if gaps else 0.0
+
+
+CountT = TypeVar("CountT", int, npt.NDArray[np.int64])
+
+
+def rank_of_p99(gaps: CountT) -> CountT:
+    """Which of so many gaps, the shortest being 1, is the 99th percentile: the smallest that 99% are no longer than. Of
+    fewer than 100 it is the longest."""
+    return -(-gaps * 99 // 100)
+
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Objectives in seconds, met jointly by a share `attainment` of the requests."""
+    """Objectives in seconds, met jointly by a share `attainment` of the requests. A request may take `ttft_s` and, for
+    each token of its prompt, `ttft_per_token_s` to its first token. `itl_p99_s` bounds the 99th percentile of the gaps
+    between its tokens, of which TPOT is only the mean."""
 
     ttft_s: float
     tpot_s: float
     attainment: float = 0.9
+    ttft_per_token_s: float = 0.0
+    itl_p99_s: float = math.inf
 
     def met_by(self, timeline: Timeline) -> bool:
-        return timeline.finished and timeline.ttft_s <= self.ttft_s and timeline.tpot_s <= self.tpot_s
+        return (
+            timeline.finished
+            and timeline.ttft_s <= self.ttft_s + self.ttft_per_token_s * timeline.prompt_tokens
+            and timeline.tpot_s <= self.tpot_s
+            and timeline.itl_p99_s <= self.itl_p99_s
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Timelines:
     """Many requests' timelines as columns of float64, seconds on one clock; inf where something never came.
-    `first_token` and `last_token` are when a request's first and last token came out."""
+    `first_token` and `last_token` are when a request's first and last token came out. The last two columns are there
+    where they are known; objectives that need them can't be judged without."""
 
     arrival: npt.NDArray[np.float64]
     first_token: npt.NDArray[np.float64]
     last_token: npt.NDArray[np.float64]
     output_tokens: npt.NDArray[np.int64]
+    prompt_tokens: npt.NDArray[np.int64] | None = None
+    itl_p99_s: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.arrival)
@@ -76,12 +106,24 @@ class Timelines:
         return tpot
 
     def met(self, slo: Slo) -> npt.NDArray[np.bool_]:
-        """Which requests meet both objectives."""
-        return (self.ttft_s <= slo.ttft_s) & (self.tpot_s <= slo.tpot_s)
+        """Which requests meet all objectives. Raises ValueError for one that needs a column that is not known."""
+        met = (self.ttft_s <= self._ttft_objective_s(slo)) & (self.tpot_s <= slo.tpot_s)
+        if math.isinf(slo.itl_p99_s):
+            return met
+        if self.itl_p99_s is None:
+            raise ValueError("itl_p99_s can't be judged: of these requests only the first and last token are known")
+        return np.asarray(met & (self.itl_p99_s <= slo.itl_p99_s))
+
+    def _ttft_objective_s(self, slo: Slo) -> float | npt.NDArray[np.float64]:
+        if not slo.ttft_per_token_s:
+            return slo.ttft_s
+        if self.prompt_tokens is None:
+            raise ValueError("ttft_per_token_s can't be judged: the prompts' lengths are not known")
+        return np.asarray(slo.ttft_s + slo.ttft_per_token_s * self.prompt_tokens)
 
 
 def attainment(timelines: Iterable[Timeline] | Timelines, slo: Slo) -> float:
-    """Share of requests that meet both objectives; a failed request meets none. 1.0 when there are none."""
+    """Share of requests that meet all objectives; a failed request meets none. 1.0 when there are none."""
     if isinstance(timelines, Timelines):
         return float(timelines.met(slo).mean()) if len(timelines) else 1.0
     judged = [slo.met_by(timeline) for timeline in timelines]

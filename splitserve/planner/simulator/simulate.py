@@ -35,6 +35,7 @@ def _outcome(clock: Clock, journal: Journal, links: Links, workers: list[Worker]
         first_token=np.array(journal.first_token),
         last_token=np.array(journal.last_token),
         output_tokens=np.array(journal.output, dtype=np.int64),
+        prompt_tokens=np.array(journal.prompt, dtype=np.int64),
     )
     return Outcome(
         timelines=timelines,
