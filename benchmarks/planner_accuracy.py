@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.planner_models import MODELS, model_directory
 from splitserve.bench import open_loop
-from splitserve.bench.targets import router as to_router
+from splitserve.bench.targets.router import to_router
+from splitserve.cli.build import DEMO_MODEL
 from splitserve.cli.cluster import running
 from splitserve.cli.supervisor import Ended, Event, Ready
 from splitserve.client import AsyncClient
@@ -41,6 +41,7 @@ from splitserve.workload.named import workload
 from splitserve.workload.requests import Requests
 from splitserve.workload.workload import Workload
 
+MODELS = ("tiny", "30m", "simulated")
 SHARES = (0.5, 0.75, 1.0, 1.25, 1.6)  # of the predicted goodput
 WORKLOAD = "lognormal:prompt=500,output=60,sigma=0.5"
 TTFT_TIMES, TPOT_TIMES = 4.0, 1.6  # the SLO, in multiples of what one request alone gets
@@ -97,7 +98,7 @@ def main() -> None:
 
 
 async def _compare(model: str, count: int, known: Path | None, scratch: Path) -> Report:
-    directory = model_directory(model, scratch)
+    directory = _model_directory(model, scratch)
     cluster = {"model": str(directory), "engine": _SIMULATED if model == "simulated" else _VLLM}
     profile = read(_profiled(cluster, scratch, known or scratch / "profile.json"))
     latency = profile.latency()
@@ -120,6 +121,36 @@ async def _compare(model: str, count: int, known: Path | None, scratch: Path) ->
             await asyncio.sleep(SETTLE_S)
     errors = ", ".join(f"{kind} {held.mean:.1%}" for kind, held in latency.held_out)
     return Report(model, errors, overhead_s, slo, goodput_rps, rows)
+
+
+def _model_directory(name: str, scratch: Path) -> Path:
+    """`tiny` and `simulated` are the demonstration model, `30m` a Llama of 28 million parameters in float32.
+    Its weights are random: what a step costs does not depend on them."""
+    if name != "30m":
+        return DEMO_MODEL
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from benchmarks.sensitive_model import copy_tokenizer
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=int(json.loads((DEMO_MODEL / "config.json").read_text())["vocab_size"]),
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=8192,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    out = scratch / name
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(out)
+    copy_tokenizer(DEMO_MODEL, out)
+    return out
 
 
 def _say(text: str, number: float) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 
 from splitserve.bench import open_loop
 from splitserve.bench.run import Run
-from splitserve.bench.targets import router as to_router
+from splitserve.bench.targets.router import to_router
 from splitserve.cli.cluster import this_machine
 from splitserve.cli.local import ProcessPlan, plan_router, plan_workers
 from splitserve.cli.supervisor import Event, Supervisor

@@ -50,6 +50,21 @@ def make_sensitive_model(tokenizer_of: Path, out: Path, vocab_size: int, kv_head
     return _saved(model, tokenizer_of, out)
 
 
+def make_larger_sensitive_model(tokenizer_of: Path, out: Path, vocab_size: int) -> Path:
+    """The same of 11 million parameters: on a CPU core in float32 its prefill is bound by compute, and its decode step
+    takes several times what the engine adds to it."""
+    config = LlamaConfig(
+        **{**SHARED_SHAPE, "hidden_size": 384, "num_attention_heads": 6, "initializer_range": 0.12},
+        vocab_size=vocab_size,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_key_value_heads=2,
+        head_dim=64,
+    )
+    model = _drawn(LlamaForCausalLM, config, {"q_proj": 1.2, "k_proj": 1.2, "embed_tokens": 30.0})
+    return _saved(model, tokenizer_of, out)
+
+
 def make_sliding_window_model(tokenizer_of: Path, out: Path, vocab_size: int) -> Path:
     """A Gemma-3 text model: six layers, every third with full attention, the others with a window. vLLM makes three KV
     groups of it, of two layers each."""

@@ -19,7 +19,7 @@ class Ending(IntEnum):
     DONE = 0
     FAILED = 1  # by an error, or without a token
     CUT_OFF = 2  # by the run's deadline
-    NOT_SENT = 3  # the deadline came first, or too many were in flight
+    NOT_SENT = 3  # the deadline came first, too many were in flight, or a turn before it failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,8 @@ class Chunks:
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """Times are seconds from the run's start. `sent_s` is NaN for a request that was not sent; `first_token_s` and
-    `last_token_s` are inf without a token, `ended_s` is NaN for a request that was not sent."""
+    `last_token_s` are inf without a token, `ended_s` is NaN for a request that was not sent. `scheduled_s` is when each
+    was due; of a session's turn that never was, when it would have been if answers took no time."""
 
     scheduled_s: Seconds
     sent_s: Seconds
@@ -96,6 +97,8 @@ class Run:
     chunks: Chunks
     late_s: float = 0.002  # a request sent later than that after it was due was sent late
     late_share: float = 0.01  # of requests that may be late before the sender counts as overloaded
+    lag_p99_s: float = 0.0  # what 99% of all moments waited at most until the sender's event loop saw what came
+    cpu_s: float = 0.0  # the sender's process used, all its threads
 
     def __len__(self) -> int:
         return len(self.scheduled_s)
@@ -156,8 +159,18 @@ class Run:
 
     @property
     def overloaded(self) -> bool:
-        """The sender itself could not keep up: the run measures this machine, not the cluster."""
-        return self.share_late > self.late_share
+        """The sender itself could not keep up: the run measures this machine, not the cluster, and is invalid."""
+        return bool(self.overload)
+
+    @property
+    def overload(self) -> str:
+        """What the sender could not keep up with, as a sentence; empty if it could."""
+        if self.share_late > self.late_share:
+            late_ms, share = f"{1e3 * self.late_s:g} ms", f"{self.share_late:.1%}"
+            return f"{share} of the requests were sent more than {late_ms} after they were due"
+        if self.lag_p99_s > self.late_s:
+            return f"tokens were read up to {1e3 * self.lag_p99_s:.3g} ms late at 99% of all moments"
+        return ""
 
     @property
     def short(self) -> int:

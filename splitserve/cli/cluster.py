@@ -8,12 +8,12 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitserve.cli.local import Machine, ProcessPlan, plan_router, plan_workers
+from splitserve.cli.local import Machine, ProcessPlan, plan_router, plan_workers, waves
 from splitserve.cli.supervisor import OnEvent, Ready, Supervisor
 from splitserve.core.config import ClusterConfig, RouterConfig
 
@@ -62,10 +62,16 @@ async def _start(supervisor: Supervisor, cluster: ClusterConfig, source: str) ->
     address = ready.facts["address"]
     supervisor.configure(plan_router(cluster, address))  # started again, it must be where its workers look for it
     workers = plan_workers(cluster, address, this_machine(), source)
-    for plan in workers:
+    readies = {router.name: ready}
+    for wave in waves(workers):
+        readies |= {started.name: started for started in await _started(supervisor, wave)}
+    return RunningCluster(address, tuple(Member(plan, readies[plan.name]) for plan in (router, *workers)))
+
+
+async def _started(supervisor: Supervisor, plans: Sequence[ProcessPlan]) -> list[Ready]:
+    for plan in plans:
         supervisor.start(plan)
-    readies = await asyncio.gather(*(supervisor.ready(plan.name, WORKER_START_S) for plan in workers))
-    return RunningCluster(address, tuple(map(Member, [router, *workers], [ready, *readies])))
+    return await asyncio.gather(*(supervisor.ready(plan.name, WORKER_START_S) for plan in plans))
 
 
 async def _stop(supervisor: Supervisor, drain_s: float) -> None:

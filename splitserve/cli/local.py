@@ -3,8 +3,9 @@
 What the machine has (cores, GPUs, free ports) is an argument.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 from splitserve.core.config import (
@@ -22,6 +23,7 @@ from splitserve.core.worker import Pool
 EngineKind = VllmSettings | SimSettings
 
 HTTP = "127.0.0.1:8000"  # of `up`, unless cluster.yaml says otherwise; `http: null` for none
+_VISIBLE, _UTILIZATION = "CUDA_VISIBLE_DEVICES", "gpu_memory_utilization"
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_HOST_IP": "127.0.0.1"}
 # One core an engine: more OpenMP threads than cores cost ten times the step. glibc hands large blocks back to the
 # kernel at once unless these say otherwise (bytes).
@@ -44,12 +46,13 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class ProcessPlan:
-    """One process: `role` is the splitserve subcommand that runs it."""
+    """One process: `role` is the splitserve subcommand that runs it. `gpus`: those that it computes on."""
 
     role: str
     name: str
     config: RouterConfig | WorkerConfig
     environment: Mapping[str, str] = field(default_factory=dict)
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +123,48 @@ def plan_workers(cluster: ClusterConfig, router: str, machine: Machine, source: 
         raise ConfigError(f"{source}: pools", "no workers; a cluster needs at least one")
     ports = _free_ports(cluster.worker_metrics_port, machine)
     plans: list[ProcessPlan] = []
+    dealt = 0  # GPUs
     for pool, settings in cluster.pools.items():
         template = _worker(cluster, pool, settings, router, machine, source)
         for index in range(settings.workers):
-            place = _place(template.engine, settings, machine, index, len(plans))
+            place = _place(template.engine, settings, machine, index, len(plans), dealt)
+            dealt += len(place.gpus)
             name = f"{pool}-{index}"
             own = {"name": name, "metrics": next(ports), "cpu_core": place.core}
-            plans.append(ProcessPlan("worker", name, template.model_copy(update=own), place.environment))
-    return tuple(plans)
+            config = template.model_copy(update=own)
+            plans.append(ProcessPlan("worker", name, config, place.environment, place.gpus))
+    return _sharing(plans)
+
+
+def waves(plans: Sequence[ProcessPlan]) -> tuple[tuple[ProcessPlan, ...], ...]:
+    """In which order they may start: none beside another on one GPU, since vLLM takes for its own whatever memory goes
+    while it measures how much is left for KV."""
+    rounds: list[list[ProcessPlan]] = []
+    for plan in plans:
+        mine = set(plan.gpus)
+        free = (wave for wave in rounds if all(mine.isdisjoint(other.gpus) for other in wave))
+        wave = next(free, None)
+        if wave is None:
+            rounds.append(wave := [])
+        wave.append(plan)
+    return tuple(map(tuple, rounds))
+
+
+def _sharing(plans: Sequence[ProcessPlan]) -> tuple[ProcessPlan, ...]:
+    """Workers that share a GPU share its memory too, unless the configuration says how much each takes."""
+    users = Counter(gpu for plan in plans for gpu in plan.gpus)
+    return tuple(_with_share(plan, max((users[gpu] for gpu in plan.gpus), default=1)) for plan in plans)
+
+
+def _with_share(plan: ProcessPlan, users: int) -> ProcessPlan:
+    config = plan.config
+    if users == 1 or not isinstance(config, WorkerConfig) or not isinstance(config.engine, VllmSettings):
+        return plan
+    if _UTILIZATION in config.engine.model_fields_set or _UTILIZATION in config.engine.extra:
+        return plan
+    share = {_UTILIZATION: config.engine.gpu_memory_utilization / users}
+    engine = config.engine.model_copy(update=share)
+    return replace(plan, config=config.model_copy(update={"engine": engine}))
 
 
 def _worker(
@@ -153,18 +190,25 @@ def _worker(
 class _Place:
     core: int | None
     environment: Mapping[str, str]
+    gpus: tuple[str, ...] = ()
 
 
-def _place(engine: EngineKind, pool: PoolSettings, machine: Machine, index: int, nth: int) -> _Place:
-    """Where the `index`-th worker of its pool, the `nth` of the cluster, computes."""
+def _place(engine: EngineKind, pool: PoolSettings, machine: Machine, index: int, nth: int, dealt: int) -> _Place:
+    """Where the `index`-th worker of its pool, the `nth` of the cluster, computes; `dealt`: GPUs of those before."""
     if engine.kind == "sim":
-        return _Place(None, {})
+        return _Place(None, pool.environment)
     if machine.gpus:
         needed = engine.tensor_parallel_size * engine.pipeline_parallel_size
-        mine = [machine.gpus[(nth * needed + at) % len(machine.gpus)] for at in range(needed)]
-        return _Place(None, {**_OFFLINE, "CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(mine))})
+        said = pool.environment.get(_VISIBLE)
+        gpus = _some(said.split(","), index * needed, needed) if said else _some(machine.gpus, dealt, needed)
+        return _Place(None, {**_OFFLINE, **pool.environment, _VISIBLE: ",".join(gpus)}, gpus)
     cores, at = (pool.cpu_cores, index) if pool.cpu_cores else (list(machine.cores), nth)
-    return _Place(cores[at % len(cores)], {**_OFFLINE, **_ON_CPU})
+    return _Place(cores[at % len(cores)], {**_OFFLINE, **_ON_CPU, **pool.environment})
+
+
+def _some(gpus: Sequence[str], first: int, count: int) -> tuple[str, ...]:
+    """From the beginning again after the last, none twice."""
+    return tuple(dict.fromkeys(gpus[at % len(gpus)] for at in range(first, first + count)))
 
 
 def _free_ports(first: int | None, machine: Machine) -> Iterator[str | None]:

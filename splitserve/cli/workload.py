@@ -41,6 +41,7 @@ def workload(
     rows = [(f"{name} tokens", *(f"{getattr(side, head):,.0f}" for head in heads)) for name, side in sides]
     console.print(table((asked.name,), heads, rows))
     burst = "" if said.interarrival_cv is None else f"gaps vary by {said.interarrival_cv:.2f} (1 is Poisson); "
-    console.print(f"{burst}an endless prefix cache would hold {said.prefix_hit:.0%} of the prompt tokens")
+    turns = f"sessions of {said.turns:.2f} turns in the mean; " if said.turns > 1.0 else ""
+    console.print(f"{turns}{burst}an endless prefix cache would hold {said.prefix_hit:.0%} of the prompt tokens")
     for note in (*asked.notes, *([f"wrote {plot}"] if plot is not None else [])):
         console.print(f"• {note}", highlight=False)

@@ -278,7 +278,14 @@ class PoolSettings(Settings):
 
     workers: int = Field(1, ge=0)
     engine: dict[str, Any] = Field(default_factory=dict)
-    cpu_cores: list[int] | None = Field(None, description="one core per worker; default: spread over the machine's")
+    cpu_cores: list[int] | None = Field(
+        None, description="without a GPU, one core per worker; default: spread over the machine's"
+    )
+    environment: dict[str, str] = Field(
+        default_factory=dict,
+        description="variables of these workers' processes, such as CUDA_MPS_ACTIVE_THREAD_PERCENTAGE; "
+        "CUDA_VISIBLE_DEVICES is dealt out among them instead of the machine's GPUs",
+    )
 
 
 class ClusterConfig(Settings):

@@ -5,23 +5,14 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from splitserve.core.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
-    JoinRefused,
-    SplitserveError,
-    Unavailable,
-    first_of,
-)
-from splitserve.core.worker import WorkerInfo
+from splitserve.core.errors import SplitserveError, Unavailable, first_of
 from splitserve.router.membership import Attachment, Membership
 from splitserve.router.orders import Order, SendCancel, SendDrain, SendHandOver, SendJob, SendPeers, SendPool
 from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
+from splitserve.rpc.joining import joining
 from splitserve.rpc.status import abort
 from splitserve.telemetry.logs import Logger
-
-_JOIN_WITHIN_S = 10.0
 
 
 class FleetService(worker_pb2_grpc.FleetServicer):
@@ -35,7 +26,7 @@ class FleetService(worker_pb2_grpc.FleetServicer):
     ) -> None:
         """Lives as long as the worker does."""
         try:
-            attachment = self._membership.join(await _joining(messages))
+            attachment = self._membership.join(await joining(messages))
         except SplitserveError as error:
             self._logger.warning("worker refused", reason=str(error), peer=context.peer())
             await abort(context, error)
@@ -88,24 +79,6 @@ class FleetService(worker_pb2_grpc.FleetServicer):
         await context.write(worker_pb2.RouterMessage(welcome=self._welcome))
         while True:
             await context.write(_to_proto(await attachment.outbox.get()))
-
-
-async def _joining(messages: AsyncIterator[worker_pb2.WorkerMessage]) -> WorkerInfo:
-    """The first message's worker. Raises JoinRefused."""
-    try:
-        async with asyncio.timeout(_JOIN_WITHIN_S):
-            first = await anext(messages, None)
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"no join within {_JOIN_WITHIN_S:g} s of attaching") from error
-    if first is None or not first.HasField("join"):
-        raise JoinRefused("join", "is missing; a worker's first message must have it")
-    if first.join.protocol_version != convert.PROTOCOL_VERSION:
-        theirs, ours = first.join.protocol_version, convert.PROTOCOL_VERSION
-        raise JoinRefused("protocol_version", f"{theirs}, but this router speaks {ours}; use one splitserve version")
-    try:
-        return convert.worker_info_from_proto(first.join.worker)
-    except InvalidRequest as error:
-        raise JoinRefused(error.field, error.message) from error
 
 
 async def _given_up(attachment: Attachment) -> None:

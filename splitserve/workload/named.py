@@ -8,7 +8,9 @@
     trace.jsonl                    a file: JSONL, CSV or parquet (see `trace`); first=100000 reads no more than that
 
 Each takes `arrivals=` (poisson, gamma:cv=2, constant, diurnal:peak=1.5,period=86400; replay, a file's own),
-`shared=0.4` (groups=16, turns=, block=16) and `limit=` (tokens of prompt and output together).
+`shared=0.4` (groups=16, turns=, block=16) and `limit=` (tokens of prompt and output together). Each but a file also
+takes `sessions=4` (turns of a session in the mean) and `pause=5` (seconds in the mean between an answer and the next
+turn): lengths are then of what a turn adds, and a session ends at the limit.
 """
 
 from collections.abc import Callable
@@ -18,9 +20,10 @@ from pathlib import Path
 from splitserve.core.errors import ConfigError
 from splitserve.workload.arrivals import Poisson
 from splitserve.workload.lengths import Lengths, fixed, from_quantiles, lognormal, spread_lognormal, uniform
-from splitserve.workload.options import SIDES, Options, arrivals, is_file, sharing
+from splitserve.workload.options import SIDES, Options, arrivals, dialogue, is_file, sharing
 from splitserve.workload.pairs import Pair, lognormal_pair
 from splitserve.workload.replay import Replay
+from splitserve.workload.sessions import Sessions
 from splitserve.workload.synthetic import Synthetic
 from splitserve.workload.trace import read_trace, within
 from splitserve.workload.workload import Workload
@@ -78,7 +81,7 @@ def _one(spec: str, limit_tokens: int | None) -> Workload:
         raise options.about(error) from None
 
 
-def _synthetic(options: Options, limit_tokens: int | None) -> Synthetic:
+def _synthetic(options: Options, limit_tokens: int | None) -> Workload:
     made_by = _MADE_BY.get(options.name)
     if options.name in _ONLY_AS_FILES:
         raise options.fail(f"no lengths of {options.name} are known: give its trace file, which is read as it is")
@@ -86,12 +89,14 @@ def _synthetic(options: Options, limit_tokens: int | None) -> Synthetic:
         known = ", ".join(name for name in _MADE_BY if name)
         raise options.fail(f"{options.name!r} is not known; known are {known}, prompt=..,output=.. and trace files")
     lengths, notes = made_by(options)
-    when, shared = arrivals(options) or Poisson(), sharing(options)
+    when, talk, shared = arrivals(options) or Poisson(), dialogue(options), sharing(options)
     if options.replayed:
         raise options.fail("arrivals=replay goes with a trace file")
     options.done()
     lengths, cut = _limited(lengths, limit_tokens)
     lengths.outputs()  # raises if nothing fits
+    if talk is not None:
+        return Sessions(options.text, lengths, when, talk, shared, (*notes, *cut, talk.note))
     return Synthetic(options.text, lengths, when, shared, notes + cut)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from splitserve.core.errors import ConfigError
 from splitserve.workload.arrivals import Arrivals, Constant, Diurnal, Gamma, Poisson
 from splitserve.workload.prefixes import Sharing
+from splitserve.workload.sessions import Dialogue
 
 SIDES = ("prompt", "output")
 ARRIVALS = ("poisson", "gamma", "constant", "diurnal", "replay")
@@ -114,6 +115,19 @@ def sharing(options: Options) -> Sharing | None:
     usual = Sharing(share)
     turns = options.whole("turns", 0) if options.has("turns") else None
     return Sharing(share, options.whole("groups", usual.groups), turns, options.whole("block", usual.block_tokens))
+
+
+def dialogue(options: Options) -> Dialogue | None:
+    """As `sessions=` and `pause=` say; None for single requests."""
+    if not options.has("sessions"):
+        if options.has("pause"):
+            raise options.fail("pause goes with sessions=, a session's turns in the mean")
+        options.take("sessions")
+        return None
+    if options.has("turns"):
+        raise options.fail("turns goes with single requests; how many turns a session has, sessions= says")
+    turns = options.number("sessions", 1.0)
+    return Dialogue(turns, options.number("pause", Dialogue(turns).pause_s))
 
 
 def is_file(name: str) -> bool:

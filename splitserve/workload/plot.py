@@ -1,4 +1,4 @@
-"""One figure of a workload: how long prompts and outputs are, and when requests arrive."""
+"""One figure of a workload: how long prompts and outputs are, when requests arrive, and how long sessions are."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +7,7 @@ import numpy as np
 
 from splitserve.core.errors import ConfigError
 from splitserve.workload.requests import Requests
+from splitserve.workload.statistics import turns_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,15 +37,15 @@ def save(requests: Requests, title: str, path: Path) -> None:
 
 
 def figure(requests: Requests, title: str) -> "Figure":
-    """Of at least one request. Uses no display and none of pyplot's state."""
+    """Of at least one request; a third plot where it has sessions. Uses no display and none of pyplot's state."""
     assert len(requests)
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(10.0, 3.6), layout="constrained")
+    plots = [_lengths, _arrivals] if requests.follows is None else [_lengths, _arrivals, _sessions]
+    drawn = Figure(figsize=(5.0 * len(plots), 3.6), layout="constrained")
     drawn.suptitle(title)
-    lengths, arrivals = drawn.subplots(1, 2)
-    _lengths(lengths, requests)
-    _arrivals(arrivals, requests)
+    for plot, axes in zip(plots, drawn.subplots(1, len(plots)), strict=True):
+        plot(axes, requests)
     return drawn
 
 
@@ -75,6 +76,19 @@ def _arrivals(axes: "Axes", requests: Requests) -> None:
     axes.set_xlabel("seconds")
     axes.set_ylabel("requests/s")
     axes.set_ylim(bottom=0.0)
+    axes.grid(alpha=0.3)
+    _legend(axes)
+
+
+def _sessions(axes: "Axes", requests: Requests) -> None:
+    turns = turns_of(requests)
+    share = 100.0 * requests.history_tokens.sum() / requests.prompt_tokens.sum()
+    label = f"mean {turns.mean():.3g} turns; {share:.0f}% of prompt tokens are history"
+    reached = (turns[:, None] >= np.arange(1, turns.max() + 1)).mean(axis=0)
+    axes.stairs(reached, np.arange(0.5, len(reached) + 1.0), fill=True, color=_PROMPT, alpha=0.6, label=label)
+    axes.set_xlabel("turns")
+    axes.set_ylabel("share of sessions with at least as many")
+    axes.set_ylim(0.0, 1.0)
     axes.grid(alpha=0.3)
     _legend(axes)
 

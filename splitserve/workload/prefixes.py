@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from splitserve.core.errors import ConfigError
 from splitserve.workload.lengths import Tokens
-from splitserve.workload.requests import Prefixes
+from splitserve.workload.requests import Prefixes, Requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +68,25 @@ def chosen(prefixes: Prefixes, requests: npt.NDArray[np.int64]) -> Prefixes:
     return Prefixes(prefixes.ids[source], offsets, prefixes.block_tokens)
 
 
-def repeated_share(prefixes: Prefixes, prompt_tokens: Tokens) -> float:
-    """The share of prompt tokens in leading blocks that an earlier prompt had: what one cache without bound would
-    hit. A prompt's last token is always computed, so at most all but one of its tokens count."""
+def history_blocks(requests: Requests) -> Tokens:
+    """Of each prompt, the leading blocks that the turn before it read or wrote; 0 for a first turn. The KV of an
+    answer's last token was never computed."""
+    if requests.prefixes is None:
+        return np.zeros(len(requests), dtype=np.int64)
+    return np.asarray(np.maximum(requests.history_tokens - 1, 0) // requests.prefixes.block_tokens)
+
+
+def repeated_share(prefixes: Prefixes, prompt_tokens: Tokens, history: Tokens | None = None) -> float:
+    """The share of prompt tokens in leading blocks that an earlier prompt had, or in the so many of its `history`: what
+    one cache without bound would hit. A prompt's last token is always computed, so at most all but one of its tokens
+    count."""
     if not len(prompt_tokens) or not len(prefixes.ids):
         return 0.0
     sizes = np.diff(prefixes.offsets)
     _, first, which = np.unique(prefixes.ids, return_index=True, return_inverse=True)
     new = first[which] >= np.repeat(prefixes.offsets[:-1], sizes)
-    hits = _leading(~new, prefixes.offsets) * prefixes.block_tokens
-    return float(np.minimum(hits, prompt_tokens - 1).sum() / prompt_tokens.sum())
+    hits = np.maximum(_leading(~new, prefixes.offsets), 0 if history is None else history)
+    return float(np.minimum(hits * prefixes.block_tokens, prompt_tokens - 1).sum() / prompt_tokens.sum())
 
 
 def _leading(held: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

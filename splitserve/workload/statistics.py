@@ -3,7 +3,7 @@
 import numpy as np
 
 from splitserve.workload.lengths import Lengths, Tokens
-from splitserve.workload.prefixes import repeated_share
+from splitserve.workload.prefixes import history_blocks, repeated_share
 from splitserve.workload.requests import Requests
 from splitserve.workload.workload import Quantiles, Summary
 
@@ -15,15 +15,33 @@ def summary(requests: Requests) -> Summary:
     assert len(requests)
     gaps_s = np.diff(requests.arrival_s)
     span_s = float(gaps_s.sum())
-    prefixes = requests.prefixes
     return Summary(
         requests=len(requests),
         prompt=quantiles(requests.prompt_tokens),
         output=quantiles(requests.output_tokens),
         rate_rps=len(gaps_s) / span_s if span_s > 0.0 else None,
         interarrival_cv=float(gaps_s.std() / gaps_s.mean()) if span_s > 0.0 else None,
-        prefix_hit=repeated_share(prefixes, requests.prompt_tokens) if prefixes is not None else 0.0,
+        prefix_hit=_prefix_hit(requests),
+        turns=float(turns_of(requests).mean()),
     )
+
+
+def _prefix_hit(requests: Requests) -> float:
+    if requests.prefixes is None:
+        return 0.0
+    return repeated_share(requests.prefixes, requests.prompt_tokens, history_blocks(requests))
+
+
+def turns_of(requests: Requests) -> Tokens:
+    """How many turns each session has; a request that is none's is one of its own."""
+    if requests.follows is None:
+        return np.ones(len(requests), dtype=np.int64)
+    session = list(range(len(requests)))
+    for row, before in enumerate(requests.follows.tolist()):
+        if before >= 0:
+            session[row] = session[before]
+    counts = np.bincount(session)
+    return counts[counts > 0]
 
 
 def quantiles(tokens: Tokens) -> Quantiles:

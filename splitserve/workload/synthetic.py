@@ -53,11 +53,11 @@ class Synthetic:
 _SAMPLE = 20_000
 
 
-def streams(seed: int) -> tuple[np.random.Generator, ...]:
-    """Four independent streams of random numbers. Raises ConfigError for a negative seed."""
+def streams(seed: int, count: int = 4) -> tuple[np.random.Generator, ...]:
+    """Independent streams of random numbers, of more the first the same. Raises ConfigError for a negative seed."""
     if seed < 0:
         raise ConfigError("seed", f"{seed} is negative: give 0 or more")
-    return tuple(np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4))
+    return tuple(np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(count))
 
 
 def check_rate(rate_rps: float) -> None:

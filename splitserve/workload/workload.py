@@ -24,7 +24,7 @@ class Quantiles:
 class Summary:
     """`rate_rps` and `interarrival_cv` (deviation of the gaps between arrivals over their mean; 1 for Poisson) are None
     where the workload has none of its own. `prefix_hit`: the share of prompt tokens that one cache without bound would
-    have read before, so no fleet can do better."""
+    have read or written before, so no fleet can do better. `turns`: in the mean of a session; 1 for single requests."""
 
     requests: int
     prompt: Quantiles
@@ -32,6 +32,7 @@ class Summary:
     rate_rps: float | None = None
     interarrival_cv: float | None = None
     prefix_hit: float = 0.0
+    turns: float = 1.0
 
 
 class Workload(Protocol):

@@ -8,7 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from benchmarks.sensitive_model import make_mla_model, make_sensitive_model, make_sliding_window_model
+from benchmarks.sensitive_model import (
+    make_larger_sensitive_model,
+    make_mla_model,
+    make_sensitive_model,
+    make_sliding_window_model,
+)
 from tests.vllm.conftest import DEMO_MODEL, VOCAB_SIZE
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
@@ -24,8 +29,8 @@ def _one_kv_head(tokenizer_of: Path, out: Path, vocab_size: int) -> Path:
 
 @pytest.fixture(
     scope="module",
-    params=[make_sensitive_model, _one_kv_head, make_sliding_window_model, make_mla_model],
-    ids=["llama", "one KV head", "sliding window", "mla"],
+    params=[make_sensitive_model, _one_kv_head, make_larger_sensitive_model, make_sliding_window_model, make_mla_model],
+    ids=["llama", "one KV head", "larger llama", "sliding window", "mla"],
 )
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     make: Callable[[Path, Path, int], Path] = request.param

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from splitserve.latency.model import pairs
+from splitserve.workload.prefixes import history_blocks
 from splitserve.workload.requests import Requests
 
 
@@ -56,15 +57,16 @@ def enough(attainment: float, requests: int) -> int:
 
 
 def _cached(requests: Requests) -> list[int]:
-    """Leading prompt tokens that an earlier request had; the last token is always computed."""
+    """Leading prompt tokens that an earlier request, or the turn before it, had; the last is always computed."""
     prefixes = requests.prefixes
     if prefixes is None:
         return [0] * len(requests)
     seen: set[int] = set()
     cached = []
+    history = history_blocks(requests).tolist()
     for request, tokens in enumerate(requests.prompt_tokens.tolist()):
         ids = prefixes.of(request).tolist()
-        hit = next((n for n, block in enumerate(ids) if block not in seen), len(ids))
+        hit = max(history[request], next((n for n, block in enumerate(ids) if block not in seen), len(ids)))
         cached.append(max(0, min(hit * prefixes.block_tokens, tokens - 1)))
         seen.update(ids)
     return cached

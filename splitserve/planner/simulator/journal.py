@@ -10,7 +10,8 @@ SKIPPED = float("nan")
 
 
 class Journal:
-    """Times are seconds. The first three columns are the workload's, the rest is written by whom it concerns."""
+    """Times are seconds. The first five columns are the workload's, the rest is written by whom it concerns; a later
+    turn's arrival is when it really came."""
 
     __slots__ = (
         "arrival",
@@ -20,7 +21,9 @@ class Journal:
         "first_token",
         "kv_ready",
         "last_token",
+        "next_turn",
         "output",
+        "pause",
         "prefill_end",
         "prefill_start",
         "prefill_worker",
@@ -32,6 +35,8 @@ class Journal:
         self.arrival: list[float] = requests.arrival_s.tolist()
         self.prompt: list[int] = requests.prompt_tokens.tolist()
         self.output: list[int] = requests.output_tokens.tolist()
+        self.next_turn: list[int] = requests.next_turn.tolist()
+        self.pause: list[float] = [0.0] * count if requests.pause_s is None else requests.pause_s.tolist()
         self.bound = [NEVER] * count
         self.prefill_start = [SKIPPED] * count
         self.prefill_end = [SKIPPED] * count

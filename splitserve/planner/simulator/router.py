@@ -1,11 +1,12 @@
 """The simulated router: requests wait here in order of arrival until the router's own `routing/policy` finds a route.
 
 The fleet's state is the workers' own: a simulated worker's word takes no time to arrive. A request longer than every
-worker takes is refused on arrival and never ends.
+worker takes is refused on arrival and never ends; nor does the rest of its session. A session's next turn comes when
+the one before it has ended, and its pause.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -32,18 +33,37 @@ class Router:
         self._pools: dict[Pool, list[Candidate]] = {}
         self._latest: dict[Pool, Candidate] = {}
         self._longest = 0
+        self._firsts: Iterator[int] = iter(())
 
-    def start(self, workers: Sequence["Worker"]) -> None:
+    def start(self, workers: Sequence["Worker"], firsts: Iterable[int]) -> None:
+        """`firsts`: the requests that follow no other, in order of arrival."""
         self._workers = {worker.candidate.info.uuid: worker for worker in workers}
         self._candidates = [worker.candidate for worker in workers]
         self._pools = {pool: [c for c in self._candidates if c.pool is pool] for pool in Pool}
         self._longest = min(worker.longest for worker in workers)
+        self._firsts = iter(firsts)
+        self._expect()
 
-    def arrive(self, request: int) -> None:
-        """A request comes in, and schedules the one after it."""
+    def ended(self, request: int) -> None:
+        """Its last token is out. The next turn of its session, if there is one, comes after the pause."""
         journal = self._journal
-        if request + 1 < len(journal.arrival):
-            self._clock.at(journal.arrival[request + 1], self.arrive, request + 1)
+        following = journal.next_turn[request]
+        if following >= 0:
+            journal.arrival[following] = self._clock.now + journal.pause[following]
+            self._clock.at(journal.arrival[following], self._arrive, following)
+
+    def _expect(self) -> None:
+        """One at a time: the clock's heap stays small."""
+        request = next(self._firsts, None)
+        if request is not None:
+            self._clock.at(self._journal.arrival[request], self._first, request)
+
+    def _first(self, request: int) -> None:
+        self._expect()
+        self._arrive(request)
+
+    def _arrive(self, request: int) -> None:
+        journal = self._journal
         if journal.prompt[request] + journal.output[request] > self._longest:
             return
         self._waiting.append(request)

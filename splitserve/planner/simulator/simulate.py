@@ -18,13 +18,12 @@ def simulate(deployment: Deployment, requests: Requests, seed: int = 0, horizon_
     too large to be looked at whole; requests bring their own randomness."""
     clock, journal, links = Clock(), Journal(requests), Links(deployment)
     router = Router(clock, journal, seed)
+    firsts = range(len(requests)) if requests.follows is None else np.flatnonzero(requests.follows < 0).tolist()
     workers = [
         Worker(number, spec, clock, journal, links, router, requests.prefixes, deployment.prefill_answers)
         for number, spec in enumerate(deployment.workers)
     ]
-    router.start(workers)
-    if len(requests):
-        clock.at(journal.arrival[0], router.arrive, 0)
+    router.start(workers, firsts)
     clock.run(NEVER if horizon_s is None else horizon_s)
     return _outcome(clock, journal, links, workers)
 

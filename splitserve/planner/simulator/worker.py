@@ -230,6 +230,18 @@ class Worker:
         self._room.free_sequences += 1
         self._room.running -= 1
         self._served += 1
+        self._keep_history(request)
+        self._router.ended(request)
+
+    def _keep_history(self, request: int) -> None:
+        """What it read and wrote is cached here for the next turn of its session: of an answer the blocks have no name
+        but as that turn's. The last token's KV was never computed."""
+        following = self._journal.next_turn[request]
+        if self._cache is None or self._prefixes is None or following < 0:
+            return
+        tokens = self._journal.prompt[request] + self._journal.output[request] - 1
+        blocks = self._prefixes.of(following)[: tokens // self._cache.block_tokens]
+        self._cache.add(blocks, self._free() * self._block)
 
     def _take_in(self) -> None:
         """What has arrived joins the batch; what was preempted gets its blocks back if there is room."""

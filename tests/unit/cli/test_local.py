@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from splitserve.cli.local import Machine, Overrides, ProcessPlan, cluster_of, merged, plan_router, plan_workers
+from splitserve.cli.local import Machine, Overrides, ProcessPlan, cluster_of, merged, plan_router, plan_workers, waves
 from splitserve.core.config import ClientTls, ClusterConfig, RouterConfig, VllmSettings, WorkerConfig
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import Pool
@@ -96,6 +96,58 @@ def test_gpus_are_dealt_out_by_parallelism() -> None:
 def test_workers_share_a_gpu_when_there_are_too_few() -> None:
     planned = workers(cluster(), machine(gpus=("7",)))
     assert [plan.environment["CUDA_VISIBLE_DEVICES"] for plan, _ in planned] == ["7", "7"]
+
+
+def test_pools_of_different_parallelism_get_gpus_of_their_own() -> None:
+    pools = {"prefill": {"engine": {"tensor_parallel_size": 2}}, "decode": {"workers": 2}}
+    planned = workers(cluster(pools=pools), machine(gpus=("0", "1", "2", "3")))
+    assert [plan.environment["CUDA_VISIBLE_DEVICES"] for plan, _ in planned] == ["0,1", "2", "3"]
+
+
+def shares(config: ClusterConfig, gpus: tuple[str, ...]) -> list[float]:
+    engines = [config.engine for _, config in workers(config, machine(gpus=gpus))]
+    return [engine.gpu_memory_utilization for engine in engines if isinstance(engine, VllmSettings)]
+
+
+def test_workers_that_share_a_gpu_share_its_memory_unless_told_how() -> None:
+    assert shares(cluster(), ("0",)) == [0.45, 0.45]
+    assert shares(cluster(), ("0", "1")) == [0.9, 0.9]
+    assert shares(cluster(pools={"prefill": {}, "decode": {"workers": 2}}), ("0", "1")) == [0.45, 0.9, 0.45]
+    assert shares(cluster(engine={"gpu_memory_utilization": 0.3}), ("0",)) == [0.3, 0.3]
+    said = {"prefill": {"engine": {"gpu_memory_utilization": 0.2}}, "decode": {}}
+    assert shares(cluster(pools=said), ("0",)) == [0.2, 0.45]
+    assert shares(cluster(engine={"extra": {"gpu_memory_utilization": 0.4}}), ("0",)) == [0.9, 0.9]  # extra wins later
+
+
+def test_of_the_workers_on_one_gpu_one_starts_after_the_other() -> None:
+    def names(config: ClusterConfig, *gpus: str) -> list[list[str]]:
+        return [
+            [plan.name for plan in wave] for wave in waves([plan for plan, _ in workers(config, machine(gpus=gpus))])
+        ]
+
+    assert names(cluster(), "0") == [["prefill-0"], ["decode-0"]]
+    assert names(cluster(), "0", "1") == [["prefill-0", "decode-0"]]
+    three = cluster(pools={"prefill": {"engine": {"tensor_parallel_size": 2}}, "decode": {"workers": 2}})
+    assert names(three, "0", "1", "2") == [["prefill-0", "decode-0"], ["decode-1"]]
+    assert names(cluster()) == [["prefill-0", "decode-0"]]
+
+
+def test_a_pools_environment_lies_over_what_up_sets() -> None:
+    own = {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "60", "HF_HUB_OFFLINE": "0"}
+    pools: dict[str, Any] = {"prefill": {"environment": own}, "decode": {}}
+    prefill, decode = (plan.environment for plan, _ in workers(cluster(pools=pools), machine(gpus=("0",))))
+    assert (prefill["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"], prefill["HF_HUB_OFFLINE"]) == ("60", "0")
+    assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in decode
+    assert decode["HF_HUB_OFFLINE"] == "1"
+    pools = {"prefill": {}, "decode": {"environment": {"OMP_NUM_THREADS": "2"}}}
+    on_cores = workers(cluster(pools=pools))
+    assert [plan.environment["OMP_NUM_THREADS"] for plan, _ in on_cores] == ["1", "2"]
+
+
+def test_gpus_that_a_pool_names_are_dealt_out_among_its_workers() -> None:
+    pools = {"prefill": {"workers": 2, "environment": {"CUDA_VISIBLE_DEVICES": "6,7"}}, "decode": {}}
+    planned = workers(cluster(pools=pools), machine(gpus=("0", "1", "2", "3")))
+    assert [plan.environment["CUDA_VISIBLE_DEVICES"] for plan, _ in planned] == ["6", "7", "2"]
 
 
 def test_the_simulated_engine_takes_no_core_and_no_environment() -> None:

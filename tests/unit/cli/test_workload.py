@@ -29,3 +29,11 @@ def test_a_picture_is_written_where_asked(tmp_path: Path) -> None:
 def test_what_is_no_workload_is_named() -> None:
     with pytest.raises(ConfigError, match="sharegpt"):
         run("sharegtp")
+
+
+def test_sessions_are_said_and_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "sessions.svg"
+    output = run("prompt=50,output=20,sessions=3", "--requests", "500", "--plot", str(picture))
+    assert "turns in the mean; " in output
+    assert "share of sessions with at least as many" in picture.read_text()
+    assert json.loads(run("prompt=50,output=20,sessions=3", "--json"))["turns"] > 2.5

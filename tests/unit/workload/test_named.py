@@ -134,7 +134,7 @@ def test_the_models_length_leaves_out_what_is_longer_and_says_how_much(trace: st
     [
         ("humaneval", "'humaneval' is not known; known are sharegpt, azure-code, azure-conv, lognormal, prompt="),
         ("mooncake", "no lengths of mooncake are known: give its trace file, which is read as it is"),
-        ("sharegpt:colour=1", "option 'colour' is not known here; known are arrivals, limit, shared, spread"),
+        ("sharegpt:colour=1", "option 'colour' is not known here; known are arrivals, limit, sessions, shared, spread"),
         ("sharegpt:spread=wide", "spread=wide is not a number"),
         ("sharegpt:spread=nan", "spread=nan is not a finite number"),
         ("sharegpt:spread=9", "spread=9 is not between 0.1 and 3"),

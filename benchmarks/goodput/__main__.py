@@ -1,0 +1,98 @@
+"""Goodput of colocated and of separated prefill and decode on the same two cores, over a grid of SLOs.
+
+    python -m benchmarks.goodput --smoke            # 4 minutes: does it work, and is it in the right range
+    python -m benchmarks.goodput                    # hours: all shapes; stops and goes on as you like
+    python -m benchmarks.goodput --shape balanced --minutes 60
+    python -m benchmarks.goodput --report           # the tables again, from the points that are there
+
+Systems: two colocated engines with chunked prefill (each of six chunks; the best of each SLO counts), one prefill and
+one decode worker with KV pushed layer by layer, the same with vLLM's stock pull. All serve the same requests, the same
+router in front of them. Every finished point is kept in --out, and a later run goes on from there.
+"""
+
+import argparse
+import asyncio
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from benchmarks.goodput.campaign import UNIT, Campaign, Limits
+from benchmarks.goodput.cases import SHAPES, Shape, step_of
+from benchmarks.goodput.model import make_model
+from benchmarks.goodput.points import Points
+from benchmarks.goodput.report import written
+from benchmarks.goodput.served import Served, serving
+from benchmarks.goodput.systems import SYSTEMS, System, cluster
+
+OUT = Path(__file__).parents[1] / "results" / "goodput"
+SMOKE_SYSTEMS, SMOKE_RATES_RPS, SMOKE_REQUESTS = ("push", UNIT, "pull"), (1.0, 3.0), 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="repeat for several; default: all")
+    parser.add_argument("--system", choices=SYSTEMS, action="append", help="repeat for several; default: all")
+    parser.add_argument("--requests", type=int, default=200, help="of each point")
+    parser.add_argument("--seeds", type=int, default=2, help="at the rates around a goodput")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no point after so long")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help="finished points, tables and figures; default: %(default)s"
+    )
+    parser.add_argument("--model", type=Path, help="Hugging Face directory; default: random weights, 11 M parameters")
+    parser.add_argument("--machine", type=Path, help="YAML: where workers run and what they need there; see gpu/README")
+    parser.add_argument("--engine", choices=("vllm", "sim"), default="vllm", help="sim: to try the benchmark itself")
+    parser.add_argument("--smoke", action="store_true", help="few requests, three systems, two rates; keeps nothing")
+    parser.add_argument("--report", action="store_true", help="measure nothing")
+    args = parser.parse_args()
+    shapes = [SHAPES[name] for name in args.shape or (["balanced"] if args.smoke else SHAPES)]
+    with tempfile.TemporaryDirectory(prefix="splitserve-goodput-") as scratch:
+        out = Path(scratch) / "points" if args.smoke else args.out
+        if not args.report:
+            asyncio.run(_measured(args, shapes, out, Path(scratch)))
+        for shape in shapes:
+            print(written(shape, out))
+
+
+async def _measured(args: argparse.Namespace, shapes: Sequence[Shape], out: Path, scratch: Path) -> None:
+    model = args.model or make_model(scratch / "model")
+    chosen = SMOKE_SYSTEMS if args.smoke else args.system or tuple(SYSTEMS)
+    systems = _with_unit(chosen)
+    limits = Limits(
+        requests=SMOKE_REQUESTS if args.smoke else args.requests,
+        until=time.monotonic() + args.minutes * 60.0,
+        seeds=args.seeds,
+        steps=[step_of(rate) for rate in SMOKE_RATES_RPS] if args.smoke else None,
+    )
+    starts = iter(range(1_000_000))
+
+    def serve(system: System) -> AbstractAsyncContextManager[Served]:
+        run = scratch / f"run-{next(starts)}"
+        run.mkdir()
+        return serving(model, cluster(system, args.engine, args.machine), run)
+
+    for shape in shapes:
+        _say(f"{shape.name}: {shape.workload}")
+        done = await Campaign(shape, systems, Points(points_file(out, shape)), serve, limits, _say).run()
+        if not done:
+            _say(f"{shape.name}: time is up; run the same command again to go on")
+
+
+def points_file(out: Path, shape: Shape) -> Path:
+    return out / f"{shape.name}.jsonl"
+
+
+def _with_unit(names: Sequence[str]) -> tuple[System, ...]:
+    """In the order that they take turns in; objectives are multiples of what one of them gives a request alone."""
+    return tuple(SYSTEMS[name] for name in dict.fromkeys((*names, UNIT)))
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

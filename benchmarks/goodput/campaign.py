@@ -1,0 +1,211 @@
+"""Measures the points of one shape that are still missing: round after round, the systems taking turns.
+
+A point is a run of so many requests at one rate. Before and after it a few requests alone say how fast the machine is:
+a run on a machine that is more than a tenth slower or faster than when the unit was taken is sent, and judged, as if
+its clock went so much slower; one in which the speed itself changed by more than a tenth is taken once more.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import numpy as np
+
+from benchmarks.goodput import alone as one_alone
+from benchmarks.goodput.alone import Alone
+from benchmarks.goodput.cases import WARM_UP_REQUESTS, Cell, Shape, rate_rps, step_of
+from benchmarks.goodput.points import Measured, Points
+from benchmarks.goodput.rates import Bounds, Bracket, bracket, wanted
+from benchmarks.goodput.served import Served
+from benchmarks.goodput.systems import System
+from splitserve.bench import open_loop
+from splitserve.bench.goodput import Judged, judged
+from splitserve.bench.run import Ending, Run
+from splitserve.core.slo import Timelines
+
+UNIT = "colocated-1024"  # whose unloaded values objectives are multiples of
+POINTS_A_VISIT = 3
+GRACE_S = 30.0  # after the last arrival; what has not ended by then met no objective
+NORMAL = 0.1  # slower or faster by less is left as it is
+TRIES = 2  # of a point in which the machine's speed changed
+SPAN = 14  # steps that rates may lie above or below the start: a factor of 3.8
+
+Serve = Callable[[System], AbstractAsyncContextManager[Served]]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`requests` of each point, without the warm-up; `until` on time.monotonic: no point is begun after it."""
+
+    requests: int
+    until: float
+    seeds: int = 2  # at the rates around goodput; elsewhere one
+    steps: Sequence[int] | None = None  # fixed rates in place of a search
+
+
+class Campaign:
+    """`run` until nothing is missing or time is up; whoever calls it again goes on where it stopped."""
+
+    def __init__(
+        self, shape: Shape, systems: Sequence[System], points: Points, serve: Serve, limits: Limits, say: Say
+    ) -> None:
+        self._shape, self._systems, self._points = shape, systems, points
+        self._serve, self._limits, self._say = serve, limits, say
+        self.alone, self.measured = points.read()
+        start = step_of(shape.start_rps)
+        self._start, self._bounds = start, Bounds(start - SPAN, start + SPAN)
+
+    async def run(self) -> bool:
+        """Whether all that was wanted is measured."""
+        await self._measure_alone()
+        for number in range(1000):
+            turn = self._systems if number % 2 == 0 else tuple(reversed(self._systems))
+            missing = [(system, self._missing(system)) for system in turn]
+            if not any(steps for _, steps in missing):
+                return True
+            for system, _ in missing:
+                if not await self._visit(system):
+                    return False
+        raise RuntimeError(f"{self._shape.name}: no end of rates to measure")
+
+    async def _measure_alone(self) -> None:
+        """Each system's own, one after the other, before anything else: later they tell the machine's speed."""
+        for number, system in enumerate(self._systems):
+            if system.name in self.alone or self._late():
+                continue
+            async with self._serve(system) as served:
+                await self._warm_up(served)
+                found = await one_alone.measured(served, self._shape.mean_prompt_tokens, 1000 * number)
+            self._points.add_alone(system.name, found)
+            self.alone[system.name] = found
+            ttft_s = found.ttft_of(self._shape.mean_prompt_tokens)
+            self._say(f"{system.name} alone: TTFT {ttft_s:.3f} s, TPOT {found.tpot_s * 1000:.1f} ms")
+
+    async def _visit(self, system: System) -> bool:
+        """Starts the system if it has points missing, and takes some. False once time is up."""
+        steps = self._missing(system)[:POINTS_A_VISIT]
+        if not steps:
+            return True
+        if self._late():
+            return False
+        async with self._serve(system) as served:
+            await self._warm_up(served)
+            for step, seed in steps:
+                if self._late():
+                    return False
+                await self._point(system, served, step, seed)
+        return True
+
+    def _missing(self, system: System) -> list[tuple[int, int]]:
+        """Steps and seeds, the most wanted first."""
+        if UNIT not in self.alone:
+            return []
+        done = {(point.step, point.seed) for point in self.measured if point.system == system.name}
+        if self._limits.steps is not None:
+            return [(step, 0) for step in self._limits.steps if (step, 0) not in done]
+        steps = wanted(self._brackets(system), self._best_of_rivals(system), self._bounds, self._start)
+        found = [(step, 0) for step in steps if (step, 0) not in done]
+        return found or self._more_seeds(system, done)
+
+    def _more_seeds(self, system: System, done: set[tuple[int, int]]) -> list[tuple[int, int]]:
+        """At the rates that a cell's goodput lies between, where the system counts."""
+        rivals = self._best_of_rivals(system)
+        steps: set[int] = set()
+        for cell, found in self._brackets(system).items():
+            if found.met is not None and found.met >= rivals.get(cell, found.met):
+                steps.update(step for step in (found.met, found.missed) if step is not None)
+        return [
+            (step, seed) for seed in range(1, self._limits.seeds) for step in sorted(steps) if (step, seed) not in done
+        ]
+
+    def _brackets(self, system: System) -> dict[Cell, Bracket]:
+        unit = self.alone[UNIT]
+        return {cell: bracket(self.judged(system.name, cell, unit)) for cell in system.cells}
+
+    def _best_of_rivals(self, system: System) -> Mapping[Cell, int]:
+        """Of each cell, the highest step that another system of the same kind meets."""
+        best: dict[Cell, int] = {}
+        for other in self._systems:
+            if other.kind == system.kind and other is not system:
+                for cell, found in self._brackets(other).items():
+                    if found.met is not None:
+                        best[cell] = max(best.get(cell, found.met), found.met)
+        return best
+
+    def judged(self, system: str, cell: Cell, unit: Alone) -> tuple[Judged, ...]:
+        mine = (point for point in self.measured if point.system == system)
+        return judged((point.point(rate_rps(point.step)) for point in mine), cell.slo(unit))
+
+    async def _warm_up(self, served: Served) -> None:
+        await one_alone.speed(served, self._shape.mean_prompt_tokens, 999, Alone(1.0, 0.0, 1.0))
+
+    async def _point(self, system: System, served: Served, step: int, seed: int) -> None:
+        for attempt in range(1, TRIES + 1):
+            found = await self._taken(system, served, step, seed)
+            if found.steady or attempt == TRIES:
+                break
+            self._say(
+                f"  the machine went from {found.slower:.2f} to {found.slower_after:.2f} times as slow: once more"
+            )
+        self._points.add(found)
+        self.measured.append(found)
+        self._say(self._line(found))
+
+    async def _taken(self, system: System, served: Served, step: int, seed: int) -> Measured:
+        prompt_tokens, own = self._shape.mean_prompt_tokens, self.alone[system.name]
+        before = await one_alone.speed(served, prompt_tokens, 10_000 + step, own)
+        factor = before if abs(before - 1.0) > NORMAL else 1.0
+        requests = self._shape.requests(rate_rps(step) / factor, self._limits.requests, seed)
+        limits = open_loop.Limits(deadline_s=float(requests.arrival_s[-1]) + GRACE_S)
+        spent, began = served.cpu_s(), time.monotonic()
+        run = await open_loop.run(requests, served.send(requests, seed), limits)
+        wall_s = time.monotonic() - began
+        used = {name: round(now - spent[name], 2) for name, now in served.cpu_s().items()}
+        await served.quiet()
+        after = await one_alone.speed(served, prompt_tokens, 20_000 + step, own)
+        judged_run = run.only(np.arange(WARM_UP_REQUESTS, len(run)))
+        return Measured(
+            system=system.name,
+            step=step,
+            seed=seed,
+            timelines=_as_if(judged_run.timelines, factor),
+            slower=round(factor, 3),
+            slower_after=round(after / before * factor, 3),
+            wall_s=round(wall_s, 2),
+            cpu_s=used,
+            late_p99_s=round(_late_p99_s(run), 4),
+            failed=run.count(Ending.FAILED),
+            taken=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _late(self) -> bool:
+        return time.monotonic() > self._limits.until
+
+    def _line(self, found: Measured) -> str:
+        unit = self.alone[UNIT]
+        slos = (next(iter(self._systems[0].cells)), *self._systems[0].cells[4:9:4])
+        shares = ", ".join(f"{cell}: {found.timelines.met(cell.slo(unit)).mean():.0%}" for cell in slos)
+        slower = f"; machine {found.slower:.2f} times as slow" if found.slower != 1.0 else ""
+        return f"{found.system} at {rate_rps(found.step):.2f}/s (seed {found.seed}): {shares}{slower}"
+
+
+def _as_if(lines: Timelines, factor: float) -> Timelines:
+    """On a machine that is as fast as when the unit was taken."""
+    if factor == 1.0:
+        return lines
+    assert lines.itl_p99_s is not None
+    return replace(
+        lines,
+        arrival=lines.arrival / factor,
+        first_token=lines.first_token / factor,
+        last_token=lines.last_token / factor,
+        itl_p99_s=lines.itl_p99_s / factor,
+    )
+
+
+def _late_p99_s(run: Run) -> float:
+    sent = run.lateness_s[~np.isnan(run.sent_s)]
+    return float(np.quantile(sent, 0.99)) if len(sent) else 0.0

@@ -1,0 +1,83 @@
+"""What is compared, as `splitserve up` would start it: on each side two workers, one core or one GPU each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.goodput.cases import CELLS, DIAGONAL, LONGEST_TOKENS, Cell
+from splitserve.cli.local import merged
+
+CHUNKS = (32, 64, 128, 256, 512, 1024)
+WHOLE_PROMPTS = 2048  # tokens in a step of a worker that only reads prompts
+MOST_SEQUENCES = 64
+_TWO_POOLS = {"prefill": {"workers": 1}, "decode": {"workers": 1}}
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """`kind` is what the tables compare: the best `chunk` of the colocated systems counts as one. `settings` is as in
+    cluster.yaml. `cells`: those it is measured for."""
+
+    name: str
+    kind: str
+    settings: Mapping[str, Any]
+    chunk: int = 0
+    cells: tuple[Cell, ...] = field(default=CELLS)
+
+
+def colocated(chunk: int) -> System:
+    """A decode pool alone reads its own prompts, in chunks beside its decodes; the router picks the least loaded."""
+    engine = {"max_num_batched_tokens": chunk, "max_num_seqs": min(MOST_SEQUENCES, chunk)}
+    return System(f"colocated-{chunk}", "colocated", {"engine": engine, "pools": {"decode": {"workers": 2}}}, chunk)
+
+
+def _separated(name: str, mode: str, cells: tuple[Cell, ...] = CELLS) -> System:
+    engine = {"max_num_batched_tokens": WHOLE_PROMPTS, "max_num_seqs": MOST_SEQUENCES}
+    return System(name, name, {"engine": engine, "pools": _TWO_POOLS, "kv_transfer": {"mode": mode}}, cells=cells)
+
+
+KINDS = {
+    "colocated": "(a) two colocated engines with chunked prefill, least loaded first, the best chunk of each cell",
+    "push": "(b) a prefill and a decode worker, KV pushed layer by layer",
+    "pull": "(c) the same two, KV pulled after the prefill by vLLM's stock connector",
+    "adaptive": "(d) the router as it is: roles are soft, but it does not change them by itself yet, so as (b)",
+}
+
+SYSTEMS = {
+    system.name: system
+    for system in (
+        _separated("push", "push"),
+        *(colocated(chunk) for chunk in (128, 512, 32, 1024, 64, 256)),
+        _separated("pull", "pull"),
+        _separated("adaptive", "push", DIAGONAL),
+    )
+}
+
+_VLLM = {"kind": "vllm", "dtype": "float32", "max_model_len": LONGEST_TOKENS, "enable_prefix_caching": False}
+_SIMULATED = {
+    "kind": "sim",
+    "max_model_len": LONGEST_TOKENS,
+    "total_blocks": 20_000,
+    "step_s": 0.006,
+    "prefill_token_s": 0.00025,
+    "decode_token_s": 0.0008,
+}
+
+
+def engine(kind: str) -> Mapping[str, Any]:
+    """Engine settings of every worker. `sim` takes about the times that `vllm` takes on one core."""
+    return {"vllm": _VLLM, "sim": _SIMULATED}[kind]
+
+
+def cluster(system: System, engine_kind: str, machine: Path | None) -> dict[str, Any]:
+    """As in cluster.yaml. `machine`: a YAML file of the same form that says where workers run and what their engines
+    need there; of a pool that a system has not, nothing is taken."""
+    said = merged({"engine": engine(engine_kind)}, system.settings)
+    if machine is None:
+        return said
+    there = yaml.safe_load(machine.read_text())
+    pools = {name: pool for name, pool in there.get("pools", {}).items() if name in system.settings["pools"]}
+    return merged(merged({**there, "pools": pools}, {"engine": engine(engine_kind)}), said)

@@ -1,0 +1,1 @@
+"""The same measurements on machines with GPUs."""

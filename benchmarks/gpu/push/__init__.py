@@ -1,0 +1,1 @@
+"""What a push of KV costs between two processes on one GPU."""

@@ -1,0 +1,1 @@
+"""Ways to hand a prompt's KV over, compared on one machine."""

@@ -1,0 +1,229 @@
+"""What saved runs say under an SLO: the figures that tables, plots, the report and --json all show.
+
+Attainment and goodput are `core.slo`'s and `goodput`'s; here they are put side by side, run by run, system by system.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from splitserve.bench.facts import Facts
+from splitserve.bench.goodput import Goodput, Point, Ratio, Share, attainment_interval, goodput, ratio
+from splitserve.bench.resampling import CONFIDENCE
+from splitserve.bench.run import Ending, Run
+from splitserve.core.slo import Slo, Timelines
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Saved:
+    """A run with what is known of it."""
+
+    facts: Facts
+    run: Run
+
+    @property
+    def judged(self) -> Run:
+        return self.run.after(self.facts.warm_up_s)
+
+    @property
+    def point(self) -> Point:
+        judged = self.judged
+        return Point(self.facts.rate_rps, self.facts.seed, judged.timelines, len(self.run) - len(judged))
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Seconds; inf where fewer requests than that got so far."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one run, without its warm-up. `within` is the share of requests that meet each objective by itself.
+    `asked_rps` is the rate at which requests fell due; `served_rps` and `output_tokens_per_s` are over the time from
+    the first that was due to the last token. `errors` are the reasons of what failed, the most frequent first.
+    `reasons` say why it is not valid, `notes` what else to keep in mind."""
+
+    rate_rps: float
+    seed: int
+    requests: int
+    warm_up_requests: int
+    attainment: Share
+    within: dict[str, float]
+    ttft_s: Quantiles
+    tpot_s: Quantiles
+    itl_s: Quantiles
+    asked_rps: float
+    served_rps: float
+    output_tokens_per_s: float
+    done: int
+    failed: int
+    cut_off: int
+    not_sent: int
+    errors: tuple[tuple[str, int], ...]
+    late_s: Quantiles
+    share_late: float
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def valid(self) -> bool:
+        return not self.reasons
+
+    @property
+    def lost(self) -> int:
+        """All that did not end well."""
+        return self.failed + self.cut_off + self.not_sent
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class System:
+    """One target's runs and their figures, slowest rate first. `goodput` is None where only one rate was run."""
+
+    name: str
+    saved: tuple[Saved, ...]
+    figures: tuple[Figures, ...]
+    goodput: Goodput | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Findings:
+    """`ratio` is the first system's goodput over the second's, where there are two."""
+
+    slo: Slo
+    systems: tuple[System, ...]
+    ratio: Ratio | None
+
+    @property
+    def kind(self) -> str:
+        if len(self.systems) > 1:
+            return "comparison"
+        return "sweep" if len(self.systems[0].saved) > 1 else "run"
+
+    @property
+    def valid(self) -> bool:
+        return all(figures.valid for system in self.systems for figures in system.figures)
+
+
+def judged(saved: Iterable[Saved], slo: Slo) -> Findings:
+    """Of at least one run; runs of the same name are one system's. Raises ValueError for an objective that a run can't
+    be judged by."""
+    named: dict[str, list[Saved]] = {}
+    for each in saved:
+        named.setdefault(each.facts.name, []).append(each)
+    assert named
+    systems = tuple(_system(name, ones, slo) for name, ones in named.items())
+    return Findings(slo, systems, _ratio(systems, slo))
+
+
+def _ratio(systems: Sequence[System], slo: Slo) -> Ratio | None:
+    if len(systems) != 2 or any(system.goodput is None for system in systems):
+        return None
+    one, other = (_points(system.saved) for system in systems)
+    return ratio(one, other, slo)
+
+
+def _system(name: str, saved: Iterable[Saved], slo: Slo) -> System:
+    ordered = tuple(sorted(saved, key=lambda each: (each.facts.rate_rps, each.facts.seed)))
+    rates = {each.facts.rate_rps for each in ordered}
+    found = goodput(_points(ordered), slo) if len(rates) > 1 else None
+    return System(name, ordered, tuple(figures_of(each, slo) for each in ordered), found)
+
+
+def _points(saved: Sequence[Saved]) -> list[Point]:
+    return [each.point for each in saved]
+
+
+def figures_of(saved: Saved, slo: Slo) -> Figures:
+    """Raises ValueError for an objective that the run can't be judged by, and if nothing is left after its warm-up."""
+    run, facts = saved.judged, saved.facts
+    timelines = run.timelines
+    span_s, due_s = _span_s(run), float(np.ptp(run.scheduled_s)) if len(run) else 0.0
+    return Figures(
+        rate_rps=facts.rate_rps,
+        seed=facts.seed,
+        requests=len(run),
+        warm_up_requests=len(saved.run) - len(run),
+        attainment=_attainment(timelines, slo),
+        within=_within(timelines, slo),
+        ttft_s=quantiles(timelines.ttft_s),
+        tpot_s=quantiles(timelines.tpot_s),
+        itl_s=quantiles(run.chunks.gaps_s()),
+        asked_rps=(len(run) - 1) / due_s if due_s else 0.0,
+        served_rps=run.count(Ending.DONE) / span_s if span_s else 0.0,
+        output_tokens_per_s=int(run.tokens.sum()) / span_s if span_s else 0.0,
+        done=run.count(Ending.DONE),
+        failed=run.count(Ending.FAILED),
+        cut_off=run.count(Ending.CUT_OFF),
+        not_sent=run.count(Ending.NOT_SENT),
+        errors=_errors(run),
+        late_s=quantiles(run.lateness_s[~np.isnan(run.sent_s)]),
+        share_late=run.share_late,
+        reasons=tuple(_reasons(run)),
+        notes=tuple(_notes(run)),
+    )
+
+
+def _span_s(run: Run) -> float:
+    ends = run.last_token_s[np.isfinite(run.last_token_s)]
+    return max(0.0, float(ends.max() - run.scheduled_s.min())) if len(ends) else 0.0
+
+
+def quantiles(values_s: npt.NDArray[np.float64]) -> Quantiles:
+    """No interpolation; zeros of none."""
+    if not len(values_s):
+        return Quantiles(0.0, 0.0, 0.0)
+    return Quantiles(*(float(value) for value in np.quantile(values_s, (0.5, 0.9, 0.99), method="inverted_cdf")))
+
+
+def _attainment(timelines: Timelines, slo: Slo) -> Share:
+    """Drawing again can't show what never happened: where all or none met the objectives, the interval is the one of a
+    binomial share (Clopper and Pearson)."""
+    found = attainment_interval(timelines, slo)
+    unseen = 1.0 - _TAIL ** (1.0 / len(timelines))
+    if found.value == 1.0:
+        return Share(1.0, 1.0 - unseen, 1.0)
+    return Share(0.0, 0.0, unseen) if found.value == 0.0 else found
+
+
+_TAIL = (1.0 - CONFIDENCE) / 2
+
+
+def _within(timelines: Timelines, slo: Slo) -> dict[str, float]:
+    ended = np.isfinite(timelines.last_token)
+    alone = {
+        "TTFT": replace(slo, tpot_s=math.inf, itl_p99_s=math.inf),
+        "TPOT": Slo(math.inf, slo.tpot_s),
+    }
+    if slo.itl_p99_s < math.inf:
+        alone["ITL p99"] = Slo(math.inf, math.inf, itl_p99_s=slo.itl_p99_s)
+    return {name: float((ended & timelines.met(one)).mean()) if len(ended) else 1.0 for name, one in alone.items()}
+
+
+def _errors(run: Run) -> tuple[tuple[str, int], ...]:
+    counts = np.bincount(run.error[run.error >= 0], minlength=len(run.errors))
+    found = [(run.errors[index], int(counts[index])) for index in np.argsort(-counts, kind="stable") if counts[index]]
+    blamed = sum(count for _, count in found)
+    silent = len(run) - run.count(Ending.DONE) - blamed
+    return (*found, *([("cut off by the end of the run", silent)] if silent > 0 else []))
+
+
+def _reasons(run: Run) -> Iterable[str]:
+    if run.overload:
+        yield (
+            f"the load generator was overloaded: {run.overload}, so these are this machine's figures, not the "
+            "target's; lower --rate, or run the generator on cores of its own"
+        )
+
+
+def _notes(run: Run) -> Iterable[str]:
+    if run.short:
+        yield f"{run.short} requests ended with more or fewer tokens than asked for: the load was not the one planned"
+    if run.chunks.dropped:
+        yield f"{run.chunks.dropped} chunks were not kept: gaps between tokens are those of the earlier ones"
