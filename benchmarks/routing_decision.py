@@ -25,8 +25,9 @@ KV = KvFormat("print", "bfloat16", 16, 32, 8, 128, 65536, KvMode.PUSH, "nixl")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    given = parser.parse_args()
     found = {workers: measure(workers) for workers in FLEETS}
-    if parser.parse_args().json:
+    if given.json:
         print(json.dumps(found))
         return
     print("workers  choose, µs  with promises, µs   (medians of rounds)")

@@ -61,6 +61,8 @@ class Campaign:
     async def run(self) -> bool:
         """Whether all that was wanted is measured."""
         await self._measure_alone()
+        if any(system.name not in self.alone for system in self._systems):
+            return False
         for number in range(1000):
             turn = self._systems if number % 2 == 0 else tuple(reversed(self._systems))
             missing = [(system, self._missing(system)) for system in turn]
@@ -101,8 +103,6 @@ class Campaign:
 
     def _missing(self, system: System) -> list[tuple[int, int]]:
         """Steps and seeds, the most wanted first."""
-        if UNIT not in self.alone:
-            return []
         done = {(point.step, point.seed) for point in self.measured if point.system == system.name}
         if self._limits.steps is not None:
             return [(step, 0) for step in self._limits.steps if (step, 0) not in done]

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from splitserve.bench.compare import Pair
 from splitserve.bench.facts import slo_as_dict
 from splitserve.bench.findings import Figures, Findings, Saved, System
 
@@ -16,7 +17,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             "valid": findings.valid,
             "slo": slo_as_dict(findings.slo),
             "systems": [_system(system) for system in findings.systems],
-            "ratio": asdict(findings.ratio) if findings.ratio else None,
+            "pairs": [_pair(pair) for pair in findings.pairs],
         }
     )
     return told
@@ -28,6 +29,20 @@ def _system(system: System) -> dict[str, Any]:
         "goodput": asdict(system.goodput) if system.goodput else None,
         "runs": [_run(saved, figures) for saved, figures in zip(system.saved, system.figures, strict=True)],
     }
+
+
+def _pair(pair: Pair) -> dict[str, Any]:
+    ratio = pair.ratios[0]
+    rates = [
+        {
+            "rate_rps": rate.rate_rps,
+            "seeds": rate.seeds,
+            "attainment_difference": asdict(rate.differences[0]),
+            "quotients": [asdict(quotient) for quotient in rate.quotients],
+        }
+        for rate in pair.rates
+    ]
+    return {"a": pair.a, "b": pair.b, "goodput_ratio": asdict(ratio) if ratio else None, "rates": rates}
 
 
 def _run(saved: Saved, figures: Figures) -> dict[str, Any]:

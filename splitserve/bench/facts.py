@@ -39,12 +39,13 @@ def _cpu(cpuinfo: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """`name` is the system's, the same for each of its runs; `target` is its address, `about` what it said of itself.
-    `warm_up_s`: what was due in these first seconds is not judged. `slo` is the one it was run for; another may judge
-    it."""
+    `amount` is how much of the workload was sent at each rate, such as `200 requests`. `warm_up_s`: what was due in
+    these first seconds is not judged. `slo` is the one it was run for; another may judge it."""
 
     name: str = ""
     target: str = ""
     workload: str = ""
+    amount: str = ""
     rate_rps: float = 0.0
     seed: int = 0
     warm_up_s: float = 0.0

@@ -4,16 +4,18 @@ Attainment and goodput are `core.slo`'s and `goodput`'s; here they are put side 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from splitserve.bench.compare import Pair, compared
 from splitserve.bench.facts import Facts
-from splitserve.bench.goodput import Goodput, Point, Ratio, Share, attainment_interval, goodput, ratio
+from splitserve.bench.goodput import Goodput, Point, Share, attainment_interval, goodput_of
 from splitserve.bench.resampling import CONFIDENCE
 from splitserve.bench.run import Ending, Run
+from splitserve.bench.sweep import Measured, judged_by
 from splitserve.core.slo import Slo, Timelines
 
 
@@ -25,13 +27,8 @@ class Saved:
     run: Run
 
     @property
-    def judged(self) -> Run:
-        return self.run.after(self.facts.warm_up_s)
-
-    @property
-    def point(self) -> Point:
-        judged = self.judged
-        return Point(self.facts.rate_rps, self.facts.seed, judged.timelines, len(self.run) - len(judged))
+    def measured(self) -> Measured:
+        return Measured(self.facts.rate_rps, self.facts.seed, self.run, self.facts.warm_up_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +42,10 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one run, without its warm-up. `within` is the share of requests that meet each objective by itself.
-    `asked_rps` is the rate at which requests fell due; `served_rps` and `output_tokens_per_s` are over the time from
-    the first that was due to the last token. `errors` are the reasons of what failed, the most frequent first.
-    `reasons` say why it is not valid, `notes` what else to keep in mind."""
+    """Of one run, without its warm-up, but for how late the load generator was. `within` is the share of requests that
+    meet each objective by itself. `asked_rps` is the rate at which requests fell due; `served_rps` and
+    `output_tokens_per_s` are over the time from the first that was due to the last token. `errors` are the reasons of
+    what failed, the most frequent first. `reasons` say why it is not valid, `notes` what else to keep in mind."""
 
     rate_rps: float
     seed: int
@@ -84,21 +81,27 @@ class Figures:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class System:
-    """One target's runs and their figures, slowest rate first. `goodput` is None where only one rate was run."""
+    """One target's runs and their figures, slowest rate first. `goodput` is of the valid ones, None where they are of
+    fewer than two rates."""
 
     name: str
     saved: tuple[Saved, ...]
     figures: tuple[Figures, ...]
     goodput: Goodput | None
 
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Of the valid runs."""
+        return tuple(each.measured.point for each in self.saved if each.measured.valid)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Findings:
-    """`ratio` is the first system's goodput over the second's, where there are two."""
+    """`pairs`: each system beside each that was named after it."""
 
     slo: Slo
     systems: tuple[System, ...]
-    ratio: Ratio | None
+    pairs: tuple[Pair, ...]
 
     @property
     def kind(self) -> str:
@@ -112,37 +115,29 @@ class Findings:
 
 
 def judged(saved: Iterable[Saved], slo: Slo) -> Findings:
-    """Of at least one run; runs of the same name are one system's. Raises ValueError for an objective that a run can't
-    be judged by."""
+    """Of at least one run; runs of the same name are one system's. Raises ConfigError for an objective that a run can't
+    be judged by, and for a run that is all warm-up."""
     named: dict[str, list[Saved]] = {}
     for each in saved:
         named.setdefault(each.facts.name, []).append(each)
     assert named
     systems = tuple(_system(name, ones, slo) for name, ones in named.items())
-    return Findings(slo, systems, _ratio(systems, slo))
-
-
-def _ratio(systems: Sequence[System], slo: Slo) -> Ratio | None:
-    if len(systems) != 2 or any(system.goodput is None for system in systems):
-        return None
-    one, other = (_points(system.saved) for system in systems)
-    return ratio(one, other, slo)
+    pairs = compared({system.name: [each.measured for each in system.saved] for system in systems}, (slo,))
+    return Findings(slo, systems, pairs)
 
 
 def _system(name: str, saved: Iterable[Saved], slo: Slo) -> System:
     ordered = tuple(sorted(saved, key=lambda each: (each.facts.rate_rps, each.facts.seed)))
-    rates = {each.facts.rate_rps for each in ordered}
-    found = goodput(_points(ordered), slo) if len(rates) > 1 else None
-    return System(name, ordered, tuple(figures_of(each, slo) for each in ordered), found)
-
-
-def _points(saved: Sequence[Saved]) -> list[Point]:
-    return [each.point for each in saved]
+    each_judged = [(judged_by(slo, each.measured.point), each.measured.valid) for each in ordered]
+    found = [point for point, valid in each_judged if valid]
+    rates = {point.rate_rps for point in found}
+    goodput = goodput_of(found, slo.attainment) if len(rates) > 1 else None
+    return System(name, ordered, tuple(figures_of(each, slo) for each in ordered), goodput)
 
 
 def figures_of(saved: Saved, slo: Slo) -> Figures:
-    """Raises ValueError for an objective that the run can't be judged by, and if nothing is left after its warm-up."""
-    run, facts = saved.judged, saved.facts
+    """Raises ConfigError as `judged`."""
+    run, facts = saved.measured.judged, saved.facts
     timelines = run.timelines
     span_s, due_s = _span_s(run), float(np.ptp(run.scheduled_s)) if len(run) else 0.0
     return Figures(
@@ -163,9 +158,9 @@ def figures_of(saved: Saved, slo: Slo) -> Figures:
         cut_off=run.count(Ending.CUT_OFF),
         not_sent=run.count(Ending.NOT_SENT),
         errors=_errors(run),
-        late_s=quantiles(run.lateness_s[~np.isnan(run.sent_s)]),
-        share_late=run.share_late,
-        reasons=tuple(_reasons(run)),
+        late_s=quantiles(saved.run.lateness_s[~np.isnan(saved.run.sent_s)]),
+        share_late=saved.run.share_late,
+        reasons=tuple(_reasons(saved.run)),
         notes=tuple(_notes(run)),
     )
 

@@ -17,8 +17,7 @@ _EVERY_S = 0.01
 
 
 def now_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """The loop's time, in seconds, as exactly as can be read. uvloop's own is of whole milliseconds and stands still
-    while callbacks run, so that a stall would hide itself; it counts from where the monotonic clock does."""
+    """The loop's time, in seconds, as exactly as can be read: uvloop's own is of whole milliseconds."""
     return time.monotonic if type(loop).__module__.partition(".")[0] == "uvloop" else loop.time
 
 

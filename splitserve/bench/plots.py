@@ -121,7 +121,7 @@ def attainment(axes: "Axes", findings: Findings) -> None:
 
 
 def _attainment(axes: "Axes", system: System, slo: Slo, colour: str, style: object) -> None:
-    fitted = curve([saved.point for saved in system.saved], slo)
+    fitted = curve(system.points or [saved.measured.point for saved in system.saved], slo)
     rates, shares = fitted.rates_rps, fitted.attainment
     for one in system.figures:
         axes.plot([one.rate_rps] * 2, [one.attainment.low, one.attainment.high], color=colour, alpha=0.35, linewidth=3)
@@ -164,7 +164,7 @@ def _distribution(
     of: Callable[[Timelines], Floats],
     objectives_s: Callable[[Timelines], Floats],
 ) -> None:
-    judged = [saved.judged.timelines for saved in runs]
+    judged = [saved.measured.judged.timelines for saved in runs]
     objectives = np.concatenate([objectives_s(timelines) for timelines in judged])
     low_s, high_s = float(objectives.min()), float(objectives.max())
     shares, slowest_s = np.linspace(0.0, 1.0, _POINTS), 0.0

@@ -21,7 +21,7 @@ _FINEST = 0.01  # a step that these digits tell apart
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Options:
     """How to look. `step`: how far apart the two rates around goodput may be, as a share. `seeds`: all rates are run
     with the first, the two around goodput with the others too. With `rates_rps` nothing is looked for: each of these is
     run with each seed. Requests due in the first `warm_up_s` seconds are sent, and not judged. Raises ConfigError for
@@ -74,18 +74,18 @@ class Bracket:
     missed_rps: float | None
 
 
-def next_run(points: Sequence[Judged], target: float, plan: Plan) -> Wanted | Finished:
+def next_run(points: Sequence[Judged], target: float, options: Options) -> Wanted | Finished:
     """`points`: all that was measured, under one SLO."""
     done = {(point.rate_rps, point.seed) for point in points}
-    if plan.rates_rps:
-        return _first_missing(plan.rates_rps, plan.seeds, done)
+    if options.rates_rps:
+        return _first_missing(options.rates_rps, options.seeds, done)
     found = bracket(points, target)
-    rate = _next_rate(found, plan)
+    rate = _next_rate(found, options)
     if isinstance(rate, Finished):
         return rate
     if rate is not None:
-        return Wanted(rate, plan.seeds[0], _left(found, plan))
-    return _first_missing(_ends(found), plan.seeds, done)
+        return Wanted(rate, options.seeds[0], _left(found, options))
+    return _first_missing(_ends(found), options.seeds, done)
 
 
 def bracket(points: Sequence[Judged], target: float) -> Bracket:
@@ -97,35 +97,35 @@ def bracket(points: Sequence[Judged], target: float) -> Bracket:
     return Bracket(rates[meeting], rates[meeting + 1])
 
 
-def _next_rate(found: Bracket, plan: Plan) -> float | Finished | None:
+def _next_rate(found: Bracket, options: Options) -> float | Finished | None:
     """None where goodput is enclosed closely enough."""
     met, missed = found.met_rps, found.missed_rps
     if met is None and missed is None:
-        return plan.start_rps
+        return options.start_rps
     if missed is None:
         assert met is not None
-        return _above(met, plan)
+        return _above(met, options)
     if met is None:
-        return _below(missed, plan)
-    return _rounded(math.sqrt(met * missed)) if missed > met * (1.0 + plan.step) * _ROUNDING else None
+        return _below(missed, options)
+    return _rounded(math.sqrt(met * missed)) if missed > met * (1.0 + options.step) * _ROUNDING else None
 
 
 _ROUNDING = 1.0 + 10.0 ** (1 - _DIGITS)
 
 
-def _above(met_rps: float, plan: Plan) -> float | Finished:
-    if met_rps >= plan.highest_rps:
+def _above(met_rps: float, options: Options) -> float | Finished:
+    if met_rps >= options.highest_rps:
         return Finished(f"even {met_rps:g} requests/s, the highest rate allowed, met the objectives: allow higher ones")
-    return min(plan.highest_rps, max(plan.lowest_rps, _rounded(met_rps * 2.0)))
+    return min(options.highest_rps, max(options.lowest_rps, _rounded(met_rps * 2.0)))
 
 
-def _below(missed_rps: float, plan: Plan) -> float | Finished:
-    if missed_rps <= plan.lowest_rps:
+def _below(missed_rps: float, options: Options) -> float | Finished:
+    if missed_rps <= options.lowest_rps:
         return Finished(
-            f"even {missed_rps:g} requests/s, the lowest rate allowed, missed the objectives: loosen them, or see whether "
-            "the target works at all"
+            f"even {missed_rps:g} requests/s, the lowest rate allowed, missed the objectives: loosen them, or see "
+            "whether the target works at all"
         )
-    return max(plan.lowest_rps, min(plan.highest_rps, _rounded(missed_rps / 2.0)))
+    return max(options.lowest_rps, min(options.highest_rps, _rounded(missed_rps / 2.0)))
 
 
 def _rounded(rate_rps: float) -> float:
@@ -145,10 +145,10 @@ def _first_missing(rates: Sequence[float], seeds: Sequence[int], done: set[tuple
     return Wanted(*missing[0], len(missing)) if missing else Finished()
 
 
-def _left(found: Bracket, plan: Plan) -> int:
+def _left(found: Bracket, options: Options) -> int:
     """Halvings of the bracket, which without an end is taken to have it at the next rate, and the seeds."""
     met, missed = found.met_rps, found.missed_rps
     known = met is not None and missed is not None
     width = math.log(missed / met) if met and missed else math.log(2.0)
-    halvings = max(0, math.ceil(math.log2(width / math.log1p(plan.step))))
-    return halvings + (0 if known else 1) + (1 if met is None and missed is None else 0) + 2 * (len(plan.seeds) - 1)
+    halvings = max(0, math.ceil(math.log2(width / math.log1p(options.step))))
+    return halvings + (0 if known else 1) + (1 if met is None and missed is None else 0) + 2 * (len(options.seeds) - 1)

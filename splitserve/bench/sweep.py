@@ -7,9 +7,9 @@ One coroutine's: `sweep` awaits one run at a time, and keeps each, whatever come
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from splitserve.bench.goodput import Goodput, Judged, Point, goodput_of
+from splitserve.bench.goodput import Goodput, Judged, Point, goodput_of, judged
 from splitserve.bench.run import Run
-from splitserve.bench.search import Finished, Plan, Wanted, bracket, next_run
+from splitserve.bench.search import Finished, Options, Wanted, bracket, next_run
 from splitserve.core.errors import ConfigError
 from splitserve.core.slo import Slo
 
@@ -54,8 +54,8 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sweep:
-    """Every run, in the order they were made. `goodput` is of the valid ones, None if there is none. `why` is a sentence
-    where the sweep ended before goodput was enclosed, else empty."""
+    """Every run, in the order they were made. `goodput` is of the valid ones, None if there is none. `why` is a
+    sentence where the sweep ended before goodput was enclosed, else empty."""
 
     slo: Slo
     measured: tuple[Measured, ...]
@@ -66,15 +66,15 @@ class Sweep:
 async def sweep(
     measure: Measure,
     slo: Slo,
-    plan: Plan | None = None,
+    options: Options | None = None,
     report: Report | None = None,
     known: Sequence[Measured] = (),
 ) -> Sweep:
-    """Runs until goodput lies between two rates within `plan.step` of each other, or all `plan.rates_rps` are measured.
-    Runs that are `known` are not made again, unless the load generator was overloaded in them. It stops early when it
-    is, or no rate allowed meets the objectives, or every one does. Raises ConfigError if the warm-up leaves nothing or
-    the runs can't tell an objective of `slo`, and what `measure` raises."""
-    search = Search(measure, (slo,), plan or Plan(), known)
+    """Runs until goodput lies between two rates within `options.step` of each other, or all `options.rates_rps` are
+    measured. Runs that are `known` are not made again, unless the load generator was overloaded in them. It stops early
+    when it is, or no rate allowed meets the objectives, or every one does. Raises ConfigError if the warm-up leaves
+    nothing or the runs can't tell an objective of `slo`, and what `measure` raises."""
+    search = Search(measure, (slo,), options or Options(), known)
     while (wanted := search.wanted()) is not None:
         await search.take(wanted)
         if report is not None:
@@ -82,11 +82,19 @@ async def sweep(
     return search.result(slo)
 
 
+def judged_by(slo: Slo, point: Point) -> Judged:
+    """Raises ConfigError if its timelines can't tell an objective."""
+    try:
+        return judged((point,), slo)[0]
+    except ValueError as error:
+        raise ConfigError("slo", str(error)) from error
+
+
 class Search:
     """One system's runs, and what is still missing under any of some SLOs."""
 
-    def __init__(self, measure: Measure, slos: Sequence[Slo], plan: Plan, known: Sequence[Measured] = ()) -> None:
-        self._measure, self._slos, self._plan = measure, tuple(slos), plan
+    def __init__(self, measure: Measure, slos: Sequence[Slo], options: Options, known: Sequence[Measured] = ()) -> None:
+        self._measure, self._slos, self._options = measure, tuple(slos), options
         self.measured: list[Measured] = []
         self._judged: dict[Slo, list[Judged]] = {slo: [] for slo in self._slos}
         self._left, self._made, self._overloaded = 0, 0, ""
@@ -110,26 +118,26 @@ class Search:
         """For the first SLO that still wants one."""
         if self._overloaded:
             return None
-        steps = (next_run(self._judged[slo], slo.attainment, self._plan) for slo in self._slos)
+        steps = (next_run(self._judged[slo], slo.attainment, self._options) for slo in self._slos)
         return next((step for step in steps if isinstance(step, Wanted)), None)
 
     async def take(self, wanted: Wanted) -> None:
         run = await self._measure(wanted.rate_rps, wanted.seed)
         self._made += 1
-        self._keep(Measured(wanted.rate_rps, wanted.seed, run, self._plan.warm_up_s))
+        self._keep(Measured(wanted.rate_rps, wanted.seed, run, self._options.warm_up_s))
 
     def said(self) -> str:
         """Of the last run, and what is known now, under the first SLO."""
         last, slo = self.measured[-1], self._slos[0]
         if self._overloaded:
             return self._overloaded
-        judged = self._judged[slo][-1]
-        share = f"{judged.met.mean():.1%} of {len(judged.met)} requests met the objectives"
+        met = self._judged[slo][-1].met
+        share = f"{met.mean():.1%} of {len(met)} requests met the objectives"
         return f"{last.rate_rps:g} requests/s (seed {last.seed}): {share}{self._enclosed(slo)}"
 
     def result(self, slo: Slo) -> Sweep:
-        judged = self._judged[slo]
-        found = goodput_of(judged, slo.attainment) if judged else None
+        points = self._judged[slo]
+        found = goodput_of(points, slo.attainment) if points else None
         return Sweep(slo, tuple(self.measured), found, self._overloaded or self._why(slo))
 
     def _keep(self, one: Measured) -> None:
@@ -137,8 +145,8 @@ class Search:
         if not one.valid:
             self._overloaded = _overload(one)
             return
-        for slo, judged in self._judged.items():
-            judged.append(_judged(one.point, slo))
+        for slo, points in self._judged.items():
+            points.append(judged_by(slo, one.point))
 
     def _enclosed(self, slo: Slo) -> str:
         found = bracket(self._judged[slo], slo.attainment)
@@ -149,15 +157,8 @@ class Search:
         return f"; goodput is between {found.met_rps:g} and {found.missed_rps:g}"
 
     def _why(self, slo: Slo) -> str:
-        step = next_run(self._judged[slo], slo.attainment, self._plan)
+        step = next_run(self._judged[slo], slo.attainment, self._options)
         return step.why if isinstance(step, Finished) else "not every run was made"
-
-
-def _judged(point: Point, slo: Slo) -> Judged:
-    try:
-        return Judged(point.rate_rps, point.seed, point.timelines.met(slo), point.first)
-    except ValueError as error:
-        raise ConfigError("slo", str(error)) from error
 
 
 def _overload(one: Measured) -> str:

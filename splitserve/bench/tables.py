@@ -3,6 +3,7 @@
 It makes rich's renderables and prints nothing.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,18 +12,20 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from splitserve.bench.compare import Pair
 from splitserve.bench.facts import in_ms, milliseconds, objectives
 from splitserve.bench.findings import Figures, Findings, Quantiles, System
 from splitserve.bench.goodput import Goodput, Ratio, Share
+from splitserve.bench.percentiles import Quotient
 from splitserve.core.slo import Slo
 
 MOST_ERRORS = 8
 
 
-def view(findings: Findings, written: Sequence[str] = ()) -> Group:
-    """Of a run, a sweep or a comparison, whichever it is. `written` names the files that were written."""
+def view(findings: Findings, notes: Sequence[str] = ()) -> Group:
+    """Of a run, a sweep or a comparison, whichever it is. `notes` come last, such as which files were written."""
     sections = {"run": _run_view, "sweep": _sweep_view, "comparison": _comparison_view}[findings.kind](findings)
-    return Group(*sections, *(_bullet(f"wrote {file}", "dim") for file in written))
+    return Group(*sections, *(_bullet(note, "dim") for note in notes))
 
 
 def _run_view(findings: Findings) -> Iterator[RenderableType]:
@@ -55,6 +58,11 @@ def _comparison_view(findings: Findings) -> Iterator[RenderableType]:
         yield Text(_alone(system))
         yield Text()
         yield rates_table(system, findings.slo)
+    for pair in findings.pairs:
+        yield Text()
+        yield Text(f"{pair.a} beside {pair.b}, the same requests: difference in attainment, times as long")
+        yield Text()
+        yield pair_table(pair)
     yield Text()
     for system in findings.systems:
         yield from verdicts(system)
@@ -80,10 +88,13 @@ def sweep_answer(system: System, slo: Slo) -> str:
 
 def comparison_answer(findings: Findings) -> str:
     asked = f"{findings.slo.attainment:.0%} of requests within {objectives(findings.slo)}"
-    names = [system.name for system in findings.systems]
-    if findings.ratio is None:
-        return f"{', '.join(names)}: {asked} was asked for."
-    return f"{ratio_text(findings.ratio, names[0], names[1])}, with {asked}."
+    ratios = [(pair, pair.ratios[0]) for pair in findings.pairs]
+    said = [ratio_text(ratio, pair.a, pair.b) for pair, ratio in ratios if ratio is not None and not ratio.unknown]
+    if not said:
+        return (
+            f"{' and '.join(system.name for system in findings.systems)}: {asked} was asked for; goodputs are unknown."
+        )
+    return f"{'; '.join(said)}, with {asked}."
 
 
 def _alone(system: System) -> str:
@@ -101,8 +112,6 @@ def goodput_text(found: Goodput) -> str:
 
 
 def ratio_text(found: Ratio, one: str, other: str) -> str:
-    if found.unknown:
-        return f"nothing can be said of {one} over {other}: each goodput is only a bound"
     if found.at_least or found.at_most:
         bound = "at least" if found.at_least else "at most"
         return f"{one} has {bound} {found.value:.3g} times the goodput of {other}"
@@ -163,6 +172,33 @@ def rates_table(system: System, slo: Slo) -> Table:
     return table
 
 
+def pair_table(pair: Pair) -> Table:
+    """A row for each rate that both systems were measured at."""
+    names = ("TTFT p50", "TTFT p99", "TPOT p99", "ITL p99")
+    table = _table((), ("requests /s", "attained", *names))
+    for rate in pair.rates:
+        found = {quotient_name(each): quotient_text(each) for each in rate.quotients}
+        table.add_row(
+            f"{rate.rate_rps:.3g}", difference_text(rate.differences[0]), *(found.get(name, "-") for name in names)
+        )
+    return table
+
+
+def quotient_name(found: Quotient) -> str:
+    return f"{found.what} p{100 * found.quantile:g}"
+
+
+def quotient_text(found: Quotient) -> str:
+    """`-` where one of the two never got so far."""
+    if not 0.0 < found.value < math.inf:
+        return "-"
+    return f"{found.value:.2f}x\n{found.low:.2f}-{found.high:.2f}"
+
+
+def difference_text(found: Share) -> str:
+    return f"{100 * found.value:+.0f}%\n{100 * found.low:+.0f} to {100 * found.high:+.0f}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Column:
     """Shown where its rows differ, or `always`."""
@@ -177,7 +213,7 @@ _COLUMNS = (
     _Column("seed", lambda one: str(one.seed), always=False),
     _Column("requests", lambda one: str(one.requests), always=False),
     _Column("attained", lambda one: f"{one.attainment.value:.1%}"),
-    _Column("95% interval", lambda one: f"{100 * one.attainment.low:.1f} to {one.attainment.high:.1%}"),
+    _Column("95% interval", lambda one: f"{100 * one.attainment.low:.1f}-{one.attainment.high:.1%}"),
     _Column("TTFT p90 ms", lambda one: in_ms(one.ttft_s.p90)),
     _Column("TPOT p90 ms", lambda one: in_ms(one.tpot_s.p90)),
     _Column("ITL p99 ms", lambda one: in_ms(one.itl_s.p99)),

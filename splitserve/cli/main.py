@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from splitserve import __version__
+from splitserve.cli.bench import app as bench
 from splitserve.cli.demo import demo
 from splitserve.cli.gateway import gateway
 from splitserve.cli.generate import generate
@@ -243,3 +244,4 @@ app.command(epilog="Example:  splitserve profile --model ~/models/Qwen3-8B --har
 app.add_typer(plan, name="plan")
 app.command(epilog="Example:  splitserve workload trace.jsonl --plot trace.svg")(workload)
 app.command(epilog="Example:  splitserve simulate --plan plan.yaml --rate 3 --seeds 5")(simulate)
+app.add_typer(bench, name="bench")

@@ -37,6 +37,9 @@ def report(findings: Findings) -> str:
         goodput_text=tables.goodput_text,
         shown_errors=tables.shown_errors,
         valid_text=tables.valid_text,
+        quotient_name=tables.quotient_name,
+        quotient_text=tables.quotient_text,
+        difference_text=tables.difference_text,
         facts=[_rows(system.saved[0].facts) for system in findings.systems],
     )
 
@@ -65,6 +68,7 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
         ("target", facts.target),
         *((key, said) for key, said in facts.about.items()),
         ("workload", facts.workload),
+        ("each run", facts.amount),
         ("run for", objectives(facts.slo) if facts.slo else ""),
         ("warm-up", f"{facts.warm_up_s:g} s"),
         ("started", facts.started),

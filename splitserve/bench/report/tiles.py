@@ -12,7 +12,7 @@ Tile = tuple[str, str]  # the figure, and what it is
 def tiles(findings: Findings) -> list[Tile]:
     if findings.kind == "run":
         return list(_of_run(findings.systems[0].figures[0], findings.slo))
-    return [*_ratio(findings), *(tile for system in findings.systems for tile in _of_system(system))]
+    return [*_ratios(findings), *(tile for system in findings.systems for tile in _of_system(system))]
 
 
 def _of_run(figures: Figures, slo: Slo) -> Iterator[Tile]:
@@ -35,11 +35,11 @@ def _of_system(system: System) -> Iterable[Tile]:
     return [(f"{bound}{found.rps:.3g}", f"requests/s goodput{interval}, {system.name}")]
 
 
-def _ratio(findings: Findings) -> Iterable[Tile]:
-    found = findings.ratio
-    if found is None or found.unknown:
-        return ()
-    bound = "≥ " if found.at_least else "≤ " if found.at_most else ""
-    interval = "" if bound else f" ({found.low:.3g} to {found.high:.3g})"
-    one, other = (system.name for system in findings.systems)
-    return [(f"{bound}{found.value:.3g}×", f"goodput of {one} over {other}{interval}")]
+def _ratios(findings: Findings) -> Iterator[Tile]:
+    for pair in findings.pairs:
+        found = pair.ratios[0]
+        if found is None or found.unknown:
+            continue
+        bound = "≥ " if found.at_least else "≤ " if found.at_most else ""
+        interval = "" if bound else f" ({found.low:.3g} to {found.high:.3g})"
+        yield f"{bound}{found.value:.3g}×", f"goodput of {pair.a} over {pair.b}{interval}"

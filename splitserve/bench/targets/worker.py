@@ -85,8 +85,9 @@ class _Fleet(worker_pb2_grpc.FleetServicer):
         """Lives as long as the worker does."""
         try:
             info = await joining(messages)
-            self._sit(info)
+            self._seat.sit(info)
         except SplitserveError as error:
+            self._note_refused(str(error))
             await abort(context, error)
         self._say(f"{info.name} has attached: {info.model} on {info.engine}")
         reason = "its stream broke"
@@ -100,14 +101,11 @@ class _Fleet(worker_pb2_grpc.FleetServicer):
             self._seat.leave(reason)
             self._say(f"{info.name} has left: {reason}")
 
-    def _sit(self, info: WorkerInfo) -> None:
-        try:
-            self._seat.sit(info)
-        except Unavailable as error:
-            if info.uuid not in self._refused:  # it tries again every few seconds
-                self._refused.add(info.uuid)
-                self._say(f"refused: {error}")
-            raise
+    def _note_refused(self, reason: str) -> None:
+        """Once: it tries again every few seconds."""
+        if reason not in self._refused:
+            self._refused.add(reason)
+            self._say(f"worker refused: {reason}")
 
     async def _exchange(
         self, messages: AsyncIterator[worker_pb2.WorkerMessage], context: grpc.aio.ServicerContext

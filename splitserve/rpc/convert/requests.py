@@ -253,19 +253,20 @@ def fill_chunk(message: inference_pb2.GenerateResponse, chunk: Chunk) -> None:
 
 
 def chunk_from_proto(message: inference_pb2.GenerateResponse) -> Chunk:
+    """As `fill_chunk`: what most chunks don't have is looked at only if it is there."""
     return Chunk(
         request_id=message.request_id,
         index=message.index,
         token_ids=tuple(message.token_ids),
         text=message.text,
-        logprobs=logprobs_from_proto(message.logprobs),
+        logprobs=logprobs_from_proto(message.logprobs) if message.logprobs else (),
         finish_reason=key_of(FINISH_REASONS, message.finish_reason) if message.finish_reason else None,
         usage=same_fields_from(Usage, message.usage) if message.HasField("usage") else None,
         timings=same_fields_from(Timings, message.timings) if message.HasField("timings") else None,
         choice=message.choice,
         reasoning=message.reasoning,
-        tool_calls=tool_calls_from_proto(message.tool_calls),
-        prompt_logprobs=logprobs_from_proto(message.prompt_logprobs),
+        tool_calls=tool_calls_from_proto(message.tool_calls) if message.tool_calls else (),
+        prompt_logprobs=logprobs_from_proto(message.prompt_logprobs) if message.prompt_logprobs else (),
     )
 
 

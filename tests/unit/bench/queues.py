@@ -18,8 +18,12 @@ def waits_s(gaps_s: Floats, service_s: float = 1.0) -> Floats:
 
 
 def gaps(seed: int, requests: int) -> Floats:
-    """At one request per second."""
-    return np.random.default_rng((seed, 7)).standard_exponential(requests)
+    """At one request per second, and not only on average: arrivals are rescaled to their rate."""
+    return rescaled(np.random.default_rng((seed, 7)).standard_exponential(requests))
+
+
+def rescaled(gaps_s: Floats) -> Floats:
+    return np.asarray(gaps_s / gaps_s.mean(axis=-1, keepdims=True))
 
 
 def judged(rate_rps: float, seed: int, most_s: float, service_s: float = 1.0, requests: int = 200) -> Judged:
@@ -29,7 +33,7 @@ def judged(rate_rps: float, seed: int, most_s: float, service_s: float = 1.0, re
 
 def true_goodput(most_s: float, service_s: float = 1.0, requests: int = 200, target: float = 0.9) -> float:
     """Of runs of so many requests from an empty queue, by many of them."""
-    many = np.random.default_rng(0).standard_exponential((2000, requests))
+    many = rescaled(np.random.default_rng(0).standard_exponential((2000, requests)))
     rates = np.geomspace(0.2, 1.8, 60) / service_s
     shares = np.array([(waits_s(many / rate, service_s) <= most_s).mean() for rate in rates])
     return float(np.exp(np.interp(-target, -shares, np.log(rates))))

@@ -16,8 +16,8 @@ WORKLOAD = "lognormal:prompt=200,output=40,sigma=0.4"
 
 
 class Slots:
-    """Serves so many requests at once, the others wait; after `patience_s` it refuses them. A first token takes 1 ms for
-    each token of the prompt."""
+    """Serves so many requests at once, the others wait; after `patience_s` it refuses them. A first token takes 1 ms
+    for each token of the prompt."""
 
     def __init__(self, prompts: list[int], outputs: list[int], slots: int, gap_s: float, patience_s: float) -> None:
         self._prompts, self._outputs, self._gap_s, self._patience_s = prompts, outputs, gap_s, patience_s

@@ -36,7 +36,8 @@ def splitserves(text: str) -> list[list[str]]:
 
 
 def _one_line_each(text: str) -> str:
-    return re.sub(r"\\\n\s*", " ", text)
+    joined = re.sub(r"\\\n\s*", " ", text)
+    return re.sub(r"(?<!`)`[^`\n]+\n[^`\n]+`(?!`)", lambda wrapped: " ".join(wrapped[0].split()), joined)
 
 
 def _words(line: str) -> list[str]:

@@ -10,7 +10,8 @@ from tests.unit.benchmarks.commands import ROOT, benchmarks, splitserves, take_b
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
 HEAVY = {"benchmarks.gpu.push": ("torch", "nixl")}
 SEVERAL = """\
-Between backticks, `.venv/bin/python -m benchmarks.migration --moves 200`, and here: `python -m benchmarks.router`;
+Between backticks, `.venv/bin/python -m benchmarks.migration --moves 200`, and here, wrapped: `python
+-m benchmarks.router`;
 
     python -m benchmarks.routers --routers 4 \\
         --json > routers.json     # a comment

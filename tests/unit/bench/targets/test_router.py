@@ -10,7 +10,7 @@ import pytest
 from splitserve.bench.open_loop import run
 from splitserve.bench.run import Ending
 from splitserve.bench.targets.address import Options, opened, parse
-from splitserve.bench.targets.router import to_router
+from splitserve.bench.targets.router import asking, to_router
 from splitserve.core.errors import ConfigError, Unavailable
 from splitserve.core.request import Chunk, FinishReason, SamplingParams
 from splitserve.workload.requests import Requests
@@ -61,7 +61,7 @@ def test_a_stream_left_early_closes_the_clients() -> None:
     client = FakeClient()
 
     async def leave() -> None:
-        tokens = ask_to_router(client, [1, 2], 10)
+        tokens = asking(client)([1, 2], 10)
         assert await anext(tokens) == 2
         await tokens.aclose()
 
@@ -70,9 +70,12 @@ def test_a_stream_left_early_closes_the_clients() -> None:
 
 
 async def test_a_routers_requests_are_counted_token_by_token() -> None:
-    async with router() as serving, answering(serving.address) as worker:
-        async with opened(parse(serving.address), Options(vocabulary=100)) as target:
-            found = await run(REQUESTS_AT_ONCE, target.send(REQUESTS_AT_ONCE, seed=3))
+    async with (
+        router() as serving,
+        answering(serving.address) as worker,
+        opened(parse(serving.address), Options(vocabulary=100)) as target,
+    ):
+        found = await run(REQUESTS_AT_ONCE, target.send(REQUESTS_AT_ONCE, seed=3))
     assert target.name == f"grpc://{serving.address}"
     assert target.facts == {"kind": "router", "server": serving.address, "model": "model"}
     assert found.count(Ending.DONE) == 3, found.errors

@@ -1,0 +1,68 @@
+"""The goodput benchmark on real clusters with simulated engines, from the first request alone to the tables."""
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.goodput.campaign import UNIT, Campaign, Limits
+from benchmarks.goodput.cases import SHAPES
+from benchmarks.goodput.points import Points
+from benchmarks.goodput.report import written
+from benchmarks.goodput.served import Served, serving
+from benchmarks.goodput.systems import SYSTEMS, System, cluster
+from splitserve.cli.build import DEMO_MODEL
+
+SHAPE = replace(SHAPES["balanced"], workload="prompt=200,output=20", start_rps=1.0)
+FAST = {"step_s": 0.002, "prefill_token_s": 0.00002, "decode_token_s": 0.0}
+
+
+class Bench:
+    """Runs the campaign, and counts how often each system was started."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.started = directory, []  # type: Path, list[str]
+
+    def campaign(self, until: float = float("inf"), steps: Sequence[int] = (20, 24)) -> Campaign:
+        systems = [SYSTEMS["push"], SYSTEMS[UNIT]]
+        limits = Limits(requests=12, until=until, steps=steps)
+        points = Points(self.directory / f"{SHAPE.name}.jsonl")
+        return Campaign(SHAPE, systems, points, self._serve, limits, lambda _: None)
+
+    def _serve(self, system: System) -> AbstractAsyncContextManager[Served]:
+        self.started.append(system.name)
+        scratch = self.directory / f"run-{len(self.started)}"
+        scratch.mkdir()
+        settings = cluster(system, "sim", None)
+        return serving(DEMO_MODEL, {**settings, "engine": {**settings["engine"], **FAST}}, scratch)
+
+
+@pytest.mark.timeout(180)
+async def test_points_are_measured_in_turns_kept_and_never_measured_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    assert await bench.campaign().run()
+    assert bench.started == ["push", UNIT, "push", UNIT]  # alone first, then its points
+    alone, points = Points(tmp_path / "balanced.jsonl").read()
+    assert set(alone) == {"push", UNIT}
+    assert [(point.system, point.step) for point in points] == [("push", 20), ("push", 24), (UNIT, 20), (UNIT, 24)]
+    for point in points:
+        assert point.failed == 0
+        assert len(point.timelines) == 12
+        assert point.timelines.output_tokens.tolist() == [20] * 12
+        assert point.timelines.tpot_s.min() > 0.0015  # a step takes 2 ms
+        assert set(point.cpu_s) == {"generator", "router", *(name for name in point.cpu_s if "-" in name)}
+        assert len(point.cpu_s) == 4
+    assert await bench.campaign().run()
+    assert len(bench.started) == 4
+    text = written(SHAPE, tmp_path)
+    assert "push / coloc." in text
+    assert (tmp_path / "balanced.txt").read_text() == text + "\n"
+
+
+async def test_no_point_is_begun_when_time_is_up(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    assert not await bench.campaign(until=time.monotonic() - 1.0).run()
+    assert bench.started == []
