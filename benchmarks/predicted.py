@@ -32,7 +32,8 @@ from benchmarks.goodput.cases import (
 )
 from benchmarks.goodput.grid import Answer, answers
 from benchmarks.goodput.model import make_model
-from benchmarks.goodput.points import Measured, Points
+from benchmarks.goodput.points import Measured
+from benchmarks.goodput.report import points_of
 from benchmarks.goodput.systems import MOST_SEQUENCES, SYSTEMS, WHOLE_PROMPTS, System, engine
 from benchmarks.side_by_side import profiled
 from splitserve.core.slo import Timelines
@@ -79,7 +80,7 @@ def main() -> None:
         profile = _profile(args.profile or args.points / "profile.json", Path(scratch))
     found = {}
     for shape in (SHAPES[name] for name in args.shape or SHAPES):
-        alone, points = Points(args.points / f"{shape.name}.jsonl").read()
+        alone, points = points_of(args.points, shape).read()
         if UNIT in alone and points:
             found[shape.name] = compared(shape, profile, alone, points)
         else:

@@ -23,8 +23,7 @@ from pathlib import Path
 from benchmarks.goodput.campaign import UNIT, Campaign, Limits
 from benchmarks.goodput.cases import SHAPES, Shape, step_of
 from benchmarks.goodput.model import make_model
-from benchmarks.goodput.points import Points
-from benchmarks.goodput.report import written
+from benchmarks.goodput.report import points_of, written
 from benchmarks.goodput.served import Served, serving
 from benchmarks.goodput.systems import SYSTEMS, System, cluster
 
@@ -53,8 +52,7 @@ def main() -> None:
         out = Path(scratch) / "points" if args.smoke else args.out
         if not args.report:
             asyncio.run(_measured(args, shapes, out, Path(scratch)))
-        for shape in shapes:
-            print(written(shape, out))
+        print(written(shapes, out))
 
 
 async def _measured(args: argparse.Namespace, shapes: Sequence[Shape], out: Path, scratch: Path) -> None:
@@ -76,13 +74,9 @@ async def _measured(args: argparse.Namespace, shapes: Sequence[Shape], out: Path
 
     for shape in shapes:
         _say(f"{shape.name}: {shape.workload}")
-        done = await Campaign(shape, systems, Points(points_file(out, shape)), serve, limits, _say).run()
+        done = await Campaign(shape, systems, points_of(out, shape), serve, limits, _say).run()
         if not done:
             _say(f"{shape.name}: time is up; run the same command again to go on")
-
-
-def points_file(out: Path, shape: Shape) -> Path:
-    return out / f"{shape.name}.jsonl"
 
 
 def _with_unit(names: Sequence[str]) -> tuple[System, ...]:

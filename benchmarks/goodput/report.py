@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.goodput.alone import Alone
 from benchmarks.goodput.campaign import UNIT
 from benchmarks.goodput.cases import ATTAINMENT, CELLS, ITL_CELLS, TPOT_CELLS, TTFT_TIMES, Cell, Shape, rate_rps, rows
+from benchmarks.goodput.figure import draw
 from benchmarks.goodput.grid import Answer, Best, answers
 from benchmarks.goodput.points import Measured, Points
 from benchmarks.goodput.systems import KINDS
@@ -15,19 +16,27 @@ from splitserve.bench.goodput import Goodput, Ratio
 WIDTH = 24
 
 
-def written(shape: Shape, out: Path) -> str:
-    """Also kept beside the points, as text."""
-    alone, points = Points(out / f"{shape.name}.jsonl").read()
-    if UNIT not in alone or not points:
-        return f"{shape.name}: nothing is measured yet"
-    text = _report(shape, alone, points)
-    (out / f"{shape.name}.txt").write_text(text + "\n")
-    return text
+def written(shapes: Sequence[Shape], out: Path) -> str:
+    """Also kept beside the points: a text for each shape, and a figure for each kind over colocated."""
+    texts, found = [], {}
+    for shape in shapes:
+        alone, points = points_of(out, shape).read()
+        if UNIT not in alone or not points:
+            texts.append(f"{shape.name}: nothing is measured yet")
+            continue
+        found[shape.name] = answers(points, alone[UNIT], CELLS)
+        texts.append(_report(shape, alone[UNIT], points, found[shape.name]))
+        (out / f"{shape.name}.txt").write_text(texts[-1] + "\n")
+    for kind in sorted({kind for one in found.values() for answer in one for kind in answer.over_colocated}):
+        draw(found, kind, out / f"{kind}.svg")
+    return "\n\n".join(texts)
 
 
-def _report(shape: Shape, alone: dict[str, Alone], points: Sequence[Measured]) -> str:
-    unit = alone[UNIT]
-    found = answers(points, unit, CELLS)
+def points_of(out: Path, shape: Shape) -> Points:
+    return Points(out / f"{shape.name}.jsonl")
+
+
+def _report(shape: Shape, unit: Alone, points: Sequence[Measured], found: Sequence[Answer]) -> str:
     parts = [
         *_heading(shape, unit, points),
         *_goodputs(found, TPOT_CELLS, "TPOT"),

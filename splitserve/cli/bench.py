@@ -51,6 +51,13 @@ Wait = Annotated[
     str,
     typer.Option(rich_help_panel=LOAD, help="What has not ended so long after the last request was due is cut off."),
 ]
+Late = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=LOAD,
+        help="By how much the load generator may send, or read, late; over 1% of the time more makes a run invalid.",
+    ),
+]
 Ttft = Annotated[str | None, typer.Option(rich_help_panel=OBJECTIVES, help="Seconds, or 400ms. Default: 0.4.")]
 Tpot = Annotated[str | None, typer.Option(rich_help_panel=OBJECTIVES, help="Seconds, or 100ms. Default: 0.1.")]
 ItlP99 = Annotated[
@@ -127,6 +134,7 @@ def run(
     seed: Seed = 0,
     warm_up: WarmUp = "2",
     wait: Wait = "60",
+    late: Late = "2ms",
     ttft: Ttft = None,
     tpot: Tpot = None,
     itl_p99: ItlP99 = None,
@@ -180,6 +188,7 @@ def sweep(
     seed: Seed = 0,
     warm_up: WarmUp = "2",
     wait: Wait = "60",
+    late: Late = "2ms",
     ttft: Ttft = None,
     tpot: Tpot = None,
     itl_p99: ItlP99 = None,
@@ -221,6 +230,7 @@ def compare(
     seed: Seed = 0,
     warm_up: WarmUp = "2",
     wait: Wait = "60",
+    late: Late = "2ms",
     ttft: Ttft = None,
     tpot: Tpot = None,
     itl_p99: ItlP99 = None,

@@ -38,7 +38,7 @@ _OPTIONS = {  # of what others name otherwise
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What is sent, and what it is judged by. `wait_s`: what has not ended that long after the last request was due is
-    cut off, and counts as failed."""
+    cut off, and counts as failed. `late_s`: what the load generator itself may be late."""
 
     workload: Workload
     slo: Slo
@@ -46,6 +46,7 @@ class Asked:
     duration_s: float | None
     warm_up_s: float
     wait_s: float
+    late_s: float
 
     @property
     def amount(self) -> str:
@@ -94,6 +95,7 @@ def asked_of(said: Mapping[str, Any], requests: int) -> Asked:
         duration_s=duration_s,
         warm_up_s=_from_zero("--warm-up", said["warm_up"]),
         wait_s=_said("--wait", said["wait"], seconds),
+        late_s=_said("--late", said["late"], seconds),
     )
 
 

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -27,6 +28,7 @@ from splitserve.cli.bench_progress import Patience, Voice
 from splitserve.cli.bench_runs import Kept
 
 INVALID = 5
+TRIES = 3  # of a run within a sweep: a machine's hiccup is not the end of it
 _SECRETS = ("--api-key",)
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -74,6 +76,11 @@ def _measure(
 ) -> Callable[[float, int], Awaitable[Run]]:
     async def measure(rate_rps: float, seed: int) -> Run:
         saved = await measured(ready, name, asked, rate_rps, seed, voice)
+        for _ in range(TRIES - 1):
+            if not saved.run.overloaded:
+                break
+            voice.say(f"{name} at {rate_rps:.3g}/s is run again, as the load generator was late: {saved.run.overload}")
+            saved = await measured(ready, name, asked, rate_rps, seed, voice)
         kept.add(saved)
         return saved.run
 
@@ -92,9 +99,10 @@ async def measured(ready: Opened, name: str, asked: Asked, rate_rps: float, seed
     facts = _facts(name, ready.name, asked, rate_rps, seed, ready.facts)
     limits = open_loop.Limits(deadline_s=float(requests.arrival_s[-1]) + asked.wait_s)
     try:
-        return Saved(facts, await open_loop.run(requests, ready.send(requests, seed), limits, watch=watch))
+        run = await open_loop.run(requests, ready.send(requests, seed), limits, watch=watch)
     finally:
         voice.end()
+    return Saved(facts, replace(run, late_s=asked.late_s))
 
 
 def _facts(

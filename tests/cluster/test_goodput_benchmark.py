@@ -57,9 +57,10 @@ async def test_points_are_measured_in_turns_kept_and_never_measured_again(tmp_pa
         assert len(point.cpu_s) == 4
     assert await bench.campaign().run()
     assert len(bench.started) == 4
-    text = written(SHAPE, tmp_path)
+    text = written([SHAPE], tmp_path)
     assert "push / coloc." in text
     assert (tmp_path / "balanced.txt").read_text() == text + "\n"
+    assert (tmp_path / "push.svg").read_text().startswith("<?xml")
 
 
 async def test_no_point_is_begun_when_time_is_up(tmp_path: Path) -> None:
