@@ -34,7 +34,7 @@ from benchmarks.goodput.grid import Answer, answers
 from benchmarks.goodput.model import make_model
 from benchmarks.goodput.points import Measured
 from benchmarks.goodput.report import points_of
-from benchmarks.goodput.systems import MOST_SEQUENCES, SYSTEMS, WHOLE_PROMPTS, System, engine
+from benchmarks.goodput.systems import MOST_SEQUENCES, SYSTEMS, System, engine
 from benchmarks.side_by_side import profiled
 from splitserve.core.slo import Timelines
 from splitserve.latency.fit import FittedLatency
@@ -46,6 +46,7 @@ from splitserve.workload.requests import Requests
 RESULTS = Path(__file__).parent / "results" / "goodput"
 LINK_BYTES_PER_S = 3e9  # NIXL over shared memory on one machine: benchmarks/results/kv_transfer.txt
 KINDS = ("colocated", "push")
+MOST_TOKENS = 2048  # profiled in one step
 REQUESTS = 200
 SEEDS = 2
 
@@ -92,7 +93,7 @@ def main() -> None:
 
 
 def _profile(out: Path, scratch: Path) -> Profile:
-    settings = {"max_num_batched_tokens": WHOLE_PROMPTS, "max_num_seqs": MOST_SEQUENCES}
+    settings = {"max_num_batched_tokens": MOST_TOKENS, "max_num_seqs": MOST_SEQUENCES}
     model = "" if out.exists() else str(make_model(scratch / "model"))
     return profiled({"model": model, "engine": {**engine("vllm"), **settings}}, scratch, out, LONGEST_TOKENS)
 

@@ -50,9 +50,9 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """`tokens_per_s` while requests came, `cpu_share` of one core over the whole run; `failed` counts requests that did
-    not end well with all their tokens. Lateness is of requests, lag of the event loop. `overload`: why the run is
-    invalid, by its own word."""
+    """`tokens_per_s` from the warm-up to the last arrival; `cpu_share` of one core over the whole run, and
+    `tokens_per_core` per second of CPU. `failed` counts requests that did not end well with all their tokens. Lateness
+    is of requests, lag of the event loop. `overload`: why the run is invalid, by its own word."""
 
     tokens_per_s: float
     cpu_share: float
@@ -89,13 +89,12 @@ async def opened(asked: Asked) -> AsyncIterator[Opened]:
 
 
 def seen(run: Run) -> Seen:
-    """Tokens and CPU of the whole run, so that both are of the same time; lateness without the warm-up."""
-    late = run.after(WARM_S).lateness_s
-    tokens, took_s = int(run.tokens.sum()), float(np.nanmax(run.ended_s))
+    late, until_s = run.after(WARM_S).lateness_s, float(run.scheduled_s[-1])
+    steady = (run.chunks.time_s >= WARM_S) & (run.chunks.time_s < until_s)
     return Seen(
-        tokens_per_s=tokens / took_s,
-        cpu_share=run.cpu_s / took_s,
-        tokens_per_core=tokens / run.cpu_s,
+        tokens_per_s=int(run.chunks.tokens[steady].sum()) / (until_s - WARM_S),
+        cpu_share=run.cpu_s / float(np.nanmax(run.ended_s)),
+        tokens_per_core=int(run.tokens.sum()) / run.cpu_s,
         late_p50_s=float(np.nanquantile(late, 0.5)),
         late_p99_s=float(np.nanquantile(late, 0.99)),
         late_max_s=float(np.nanmax(late)),

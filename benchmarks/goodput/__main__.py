@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.goodput.campaign import UNIT, Campaign, Limits
@@ -25,7 +26,7 @@ from benchmarks.goodput.cases import SHAPES, Shape, step_of
 from benchmarks.goodput.model import make_model
 from benchmarks.goodput.report import points_of, written
 from benchmarks.goodput.served import Served, serving
-from benchmarks.goodput.systems import SYSTEMS, System, cluster
+from benchmarks.goodput.systems import SYSTEMS, USUAL, System, cluster
 
 OUT = Path(__file__).parents[1] / "results" / "goodput"
 SMOKE_SYSTEMS, SMOKE_RATES_RPS, SMOKE_REQUESTS = ("push", UNIT, "pull"), (1.0, 3.0), 30
@@ -34,7 +35,8 @@ SMOKE_SYSTEMS, SMOKE_RATES_RPS, SMOKE_REQUESTS = ("push", UNIT, "pull"), (1.0, 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, action="append", help="repeat for several; default: all")
-    parser.add_argument("--system", choices=SYSTEMS, action="append", help="repeat for several; default: all")
+    parser.add_argument("--system", choices=SYSTEMS, action="append", help="repeat for several; default: for CPU cores")
+    parser.add_argument("--start", type=float, metavar="RPS", help="where to look for rates; default: for one CPU core")
     parser.add_argument("--requests", type=int, default=200, help="of each point")
     parser.add_argument("--seeds", type=int, default=2, help="at the rates around a goodput")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no point after so long")
@@ -48,6 +50,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="measure nothing")
     args = parser.parse_args()
     shapes = [SHAPES[name] for name in args.shape or (["balanced"] if args.smoke else SHAPES)]
+    if args.start:
+        shapes = [replace(shape, start_rps=args.start) for shape in shapes]
     with tempfile.TemporaryDirectory(prefix="splitserve-goodput-") as scratch:
         out = Path(scratch) / "points" if args.smoke else args.out
         if not args.report:
@@ -57,7 +61,7 @@ def main() -> None:
 
 async def _measured(args: argparse.Namespace, shapes: Sequence[Shape], out: Path, scratch: Path) -> None:
     model = args.model or make_model(scratch / "model")
-    chosen = SMOKE_SYSTEMS if args.smoke else args.system or tuple(SYSTEMS)
+    chosen = SMOKE_SYSTEMS if args.smoke else args.system or USUAL
     systems = _with_unit(chosen)
     limits = Limits(
         requests=SMOKE_REQUESTS if args.smoke else args.requests,

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-from benchmarks.sensitive_model import make_larger_sensitive_model
 from splitserve.cli.build import DEMO_MODEL
 
 
 def make_model(out: Path) -> Path:
     """11 million random weights in float32, whose output depends on every block of its KV."""
+    from benchmarks.sensitive_model import make_larger_sensitive_model  # imports torch
+
     return make_larger_sensitive_model(DEMO_MODEL, out, vocabulary(DEMO_MODEL))
 
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.goodput.cases import CELLS, DIAGONAL, LONGEST_TOKENS, Cell
 from splitserve.cli.local import merged
+from splitserve.core.config import read
 
-CHUNKS = (32, 64, 128, 256, 512, 1024)
-WHOLE_PROMPTS = 2048  # tokens in a step of a worker that only reads prompts
+CHUNKS = (128, 512, 32, 1024, 64, 256)  # of colocated systems, in the order that they take turns in
+LARGER_CHUNKS = (2048, 4096, 8192)  # worth trying where a step computes so many tokens in no time
+SEPARATED_CHUNK = 1024  # a prompt or so: several in one step would all wait for the last
 MOST_SEQUENCES = 64
 _TWO_POOLS = {"prefill": {"workers": 1}, "decode": {"workers": 1}}
 
@@ -35,7 +35,7 @@ def colocated(chunk: int) -> System:
 
 
 def _separated(name: str, mode: str, cells: tuple[Cell, ...] = CELLS) -> System:
-    engine = {"max_num_batched_tokens": WHOLE_PROMPTS, "max_num_seqs": MOST_SEQUENCES}
+    engine = {"max_num_batched_tokens": SEPARATED_CHUNK, "max_num_seqs": MOST_SEQUENCES}
     return System(name, name, {"engine": engine, "pools": _TWO_POOLS, "kv_transfer": {"mode": mode}}, cells=cells)
 
 
@@ -50,11 +50,14 @@ SYSTEMS = {
     system.name: system
     for system in (
         _separated("push", "push"),
-        *(colocated(chunk) for chunk in (128, 512, 32, 1024, 64, 256)),
+        *(colocated(chunk) for chunk in CHUNKS),
         _separated("pull", "pull"),
         _separated("adaptive", "push", DIAGONAL),
+        *(colocated(chunk) for chunk in LARGER_CHUNKS),
     )
 }
+
+USUAL = tuple(name for name, system in SYSTEMS.items() if system.chunk not in LARGER_CHUNKS)
 
 _VLLM = {"kind": "vllm", "dtype": "float32", "max_model_len": LONGEST_TOKENS, "enable_prefix_caching": False}
 _SIMULATED = {
@@ -74,10 +77,12 @@ def engine(kind: str) -> Mapping[str, Any]:
 
 def cluster(system: System, engine_kind: str, machine: Path | None) -> dict[str, Any]:
     """As in cluster.yaml. `machine`: a YAML file of the same form that says where workers run and what their engines
-    need there; of a pool that a system has not, nothing is taken."""
-    said = merged({"engine": engine(engine_kind)}, system.settings)
+    need there; of a pool that a system has not, nothing is taken. Raises ConfigError if it can't be read."""
+    base: dict[str, Any] = {"engine": engine(engine_kind)}
     if machine is None:
-        return said
-    there = yaml.safe_load(machine.read_text())
-    pools = {name: pool for name, pool in there.get("pools", {}).items() if name in system.settings["pools"]}
-    return merged(merged({**there, "pools": pools}, {"engine": engine(engine_kind)}), said)
+        return merged(base, system.settings)
+    said = read(machine)
+    pools = {name: pool for name, pool in said.get("pools", {}).items() if name in system.settings["pools"]}
+    there = {**said, "pools": pools}
+    under, over = (base, there) if engine_kind == "vllm" else (there, base)
+    return merged(merged(under, over), system.settings)

@@ -211,7 +211,6 @@ class _Column:
 _COLUMNS = (
     _Column("requests /s", lambda one: f"{one.rate_rps:.3g}"),
     _Column("seed", lambda one: str(one.seed), always=False),
-    _Column("requests", lambda one: str(one.requests), always=False),
     _Column("attained", lambda one: f"{one.attainment.value:.1%}"),
     _Column("95% interval", lambda one: f"{100 * one.attainment.low:.1f}-{one.attainment.high:.1%}"),
     _Column("TTFT p90 ms", lambda one: in_ms(one.ttft_s.p90)),
@@ -220,7 +219,7 @@ _COLUMNS = (
     _Column("tokens /s", lambda one: f"{one.output_tokens_per_s:,.0f}"),
     _Column("failed", lambda one: str(one.lost)),
     _Column("late p99 ms", lambda one: in_ms(one.late_s.p99)),
-    _Column("valid", lambda one: "yes" if one.valid else "NO"),
+    _Column("valid", lambda one: "yes" if one.valid else "NO", always=False),
 )
 
 

@@ -24,7 +24,7 @@ STEP_S, PREFILL_TOKEN_S = 0.01, 0.0002
 ENGINE = SimSettings(step_s=STEP_S, prefill_token_s=PREFILL_TOKEN_S, decode_token_s=0.0)
 VOCABULARY = 1000
 PROMPTS, OUTPUTS = (500, 40, 200, 120, 300, 16), (8, 20, 1, 12, 5, 30)
-REQUESTS = Requests(np.arange(6) * 0.02, np.array(PROMPTS), np.array(OUTPUTS))
+REQUESTS = Requests(np.arange(6, dtype=np.float64) * 0.02, np.array(PROMPTS), np.array(OUTPUTS))
 KINDS = ("router", "openai", "worker")
 
 

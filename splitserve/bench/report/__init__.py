@@ -13,7 +13,7 @@ ABOUT: Mapping[str, str] = {
         "Share of requests within all objectives, with its 95% interval. A diamond is the goodput, the bar on the "
         "target's line its 95% interval."
     ),
-    "TTFT": "From when a request was due to its first token. What failed never came, and counts.",
+    "TTFT": "From when a request was due to its first token. One that failed counts, as never.",
     "TPOT": "Mean time per output token after the first.",
     "Gaps between tokens over time": "By when they ended. Tokens that came in one chunk have no gap between them.",
     "Requests over time": "The space between due and sent is the load generator's own delay; between sent and done, "

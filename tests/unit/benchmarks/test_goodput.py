@@ -145,5 +145,10 @@ def test_a_machine_file_says_where_and_the_system_says_what(tmp_path: Path) -> N
     assert {str(pool): settings.workers for pool, settings in said.pools.items()} == {"decode": 2}
 
 
+def test_what_a_gpu_needs_is_not_overruled_by_what_a_core_does() -> None:
+    said = cluster(SYSTEMS["push"], "vllm", Path(__file__).parents[3] / "benchmarks" / "gpu" / "one_gpu.yaml")
+    assert ClusterConfig.model_validate(said).engine.model_dump()["dtype"] == "bfloat16"
+
+
 def test_steps_and_rates_are_each_others_inverse() -> None:
     assert [step_of(rate_rps(step)) for step in range(-20, 30)] == list(range(-20, 30))

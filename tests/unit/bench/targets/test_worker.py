@@ -155,6 +155,19 @@ async def test_a_worker_that_goes_away_fails_what_it_ran() -> None:
     assert found.errors == ("Unavailable: d0 is gone: it ended its stream",)
 
 
+async def test_a_worker_that_has_fallen_silent_is_given_up_and_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitserve.bench.targets.worker._SILENT_S", 0.3)
+    async with Bench() as bench, WiredWorker(await bench.address(), "d0", Pool.DECODE) as worker:
+        answer(worker, await worker.job())
+        target = await bench.opened()
+        found = asyncio.create_task(run(REQUESTS, target.send(REQUESTS)))
+        error = await worker.ended()
+        async with asyncio.timeout(WITHIN_S):
+            assert (await found).errors == ("Unavailable: d0 is gone: it was silent for 0.3 s",)
+    assert error is not None
+    assert isinstance(from_rpc_error(error), Unavailable)
+
+
 async def test_other_routers_of_its_worker_are_told_of() -> None:
     async with Bench() as bench:
         shared = WiredWorker(await bench.address(), "d0", Pool.DECODE)

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
+from splitserve.bench.targets import address
 from splitserve.cli.local import Machine, Overrides, ProcessPlan, cluster_of, merged, plan_workers, waves
 from splitserve.core.config import KvBuffer, VllmSettings, WorkerConfig, parse, read
 from splitserve.core.worker import Pool
+from splitserve.workload.named import workload
 from tests.unit.benchmarks.commands import ROOT, splitserves, take_splitserve
 
 GPU = ROOT / "benchmarks" / "gpu"
@@ -106,6 +108,16 @@ def test_two_nodes_differ_in_their_address_alone_and_clusters_in_their_chunk() -
 @pytest.mark.parametrize("words", sorted({tuple(words) for words in COMMANDS}), ids=" ".join)
 def test_every_splitserve_command_takes_its_arguments(words: tuple[str, ...]) -> None:
     take_splitserve(list(words))
+
+
+def test_every_workload_and_every_target_of_a_measurement_can_be_read() -> None:
+    measuring = [words for words in COMMANDS if words[0] == "bench"]
+    assert [words[1] for words in measuring] == ["run", "sweep", "run", "compare"]
+    for words in measuring:
+        assert workload(words[words.index("--workload") + 1]).mean_prompt_tokens > 0
+        for word in words:
+            if "grpc://" in word:
+                address.parse(word[word.index("grpc://") :])
 
 
 def test_every_file_that_a_command_names_is_there() -> None:
