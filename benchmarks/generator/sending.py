@@ -5,7 +5,6 @@
 Prints what it saw as one JSON line. With `profile` it writes cProfile's figures there instead of being timed.
 """
 
-import asyncio
 import cProfile
 import json
 import sys

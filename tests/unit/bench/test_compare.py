@@ -94,6 +94,8 @@ def test_rates_are_compared_by_the_seeds_that_both_have() -> None:
     lines = [timelines(served, 3.0, 0) for served in (PAIR, SINGLE)]
     shares = [float(each.met(SLO).mean()) for each in lines]
     assert pair.rates[1].differences[0].value == pytest.approx(shares[0] - shares[1])
+    ttft_s = [float(np.quantile(each.ttft_s, 0.5, method="inverted_cdf")) for each in lines]
+    assert (pair.rates[1].quotients[0].a_s, pair.rates[1].quotients[0].b_s) == pytest.approx(tuple(ttft_s))
 
 
 def test_a_system_beside_itself_differs_in_nothing() -> None:

@@ -69,6 +69,12 @@ def test_runs_of_several_seeds_are_one_and_a_warm_up_keeps_requests_in_step() ->
     assert said.b_s == pytest.approx(np.quantile(ttft_s[:, 10:], 0.99, method="inverted_cdf"))
 
 
+def test_each_seed_keeps_its_share_of_a_resample() -> None:
+    slower_half = [Part(0, 0, run([0.1] * 100)), Part(1, 0, run([0.2] * 101))]
+    said = found(slower_half, [Part(0, 0, run([0.1] * 100))])["TTFT", 0.5]
+    assert (said.value, said.low, said.high) == pytest.approx((2.0, 2.0, 2.0))
+
+
 def test_what_never_came_is_infinite_and_not_left_out() -> None:
     fine, failing = run([0.1] * 10), run([0.1] * 9 + [math.inf])
     dead = run([math.inf] * 10)

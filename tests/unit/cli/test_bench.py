@@ -74,9 +74,10 @@ def test_what_is_wrong_is_named_before_anything_is_sent(
 
 
 def test_a_run_that_would_be_all_warm_up_is_refused(splitserve: Run) -> None:
-    done = splitserve("bench", "run", "--requests", "1", "--warm-up", "0.001", "--rate", "1e9")
+    load = ("--workload", "prompt=5,output=5", "--rate", "1", "--requests", "1", "--warm-up", "10", "--seed", "0")
+    done = splitserve("bench", "run", *load)
     assert done.code == 2
-    assert "--warm-up: at 1e+09 requests/s all 1000001 requests are due within" in done.err
+    assert "--warm-up: at 1 requests/s all 11 requests are due within the 10 s of warm-up" in done.err
 
 
 @pytest.mark.parametrize("name", ["run", "sweep", "compare", "report"])
