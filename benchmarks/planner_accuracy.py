@@ -11,9 +11,7 @@ machine's cores, of which the simulator knows nothing.
 import argparse
 import asyncio
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -24,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.side_by_side import profiled
 from splitserve.bench import open_loop
 from splitserve.bench.targets.router import to_router
 from splitserve.cli.build import DEMO_MODEL
@@ -34,7 +33,7 @@ from splitserve.core.config import ClusterConfig
 from splitserve.core.slo import Slo, Timelines, attainment
 from splitserve.latency.fit import FittedLatency
 from splitserve.latency.model import PrefillChunk, Step
-from splitserve.latency.profile import Profile, read
+from splitserve.latency.profile import Profile
 from splitserve.planner.deployment import Deployment, Link, Role, WorkerSpec
 from splitserve.planner.simulator.simulate import simulate
 from splitserve.workload.named import workload
@@ -48,7 +47,6 @@ TTFT_TIMES, TPOT_TIMES = 4.0, 1.6  # the SLO, in multiples of what one request a
 ATTAINMENT = 0.9
 OVERHEAD_REQUESTS = 10
 STREAMS = (1, 16)
-PROFILE_MINUTES = 4
 LINK_BYTES_PER_S = 3e9  # NIXL over shared memory on one machine: benchmarks/results/kv_transfer.txt
 LONGEST_TOKENS = 2048
 SETTLE_S = 3.0
@@ -100,7 +98,7 @@ def main() -> None:
 async def _compare(model: str, count: int, known: Path | None, scratch: Path) -> Report:
     directory = _model_directory(model, scratch)
     cluster = {"model": str(directory), "engine": _SIMULATED if model == "simulated" else _VLLM}
-    profile = read(_profiled(cluster, scratch, known or scratch / "profile.json"))
+    profile = profiled(cluster, scratch, known or scratch / "profile.json", LONGEST_TOKENS)
     latency = profile.latency()
     asked = workload(WORKLOAD)
     async with _cluster(cluster, scratch) as client:
@@ -155,28 +153,6 @@ def _model_directory(name: str, scratch: Path) -> Path:
 
 def _say(text: str, number: float) -> None:
     print(f"{text}{number:.2f}", file=sys.stderr, flush=True)
-
-
-def _profiled(cluster: dict[str, Any], scratch: Path, out: Path) -> Path:
-    """Measured now, or what an earlier run has left of it. Two engines at once, each on a core, as they serve later: on
-    a shared machine a neighbour that computes costs more than a tenth."""
-    config = scratch / "cluster.yaml"
-    config.write_text(json.dumps(cluster))
-    if out.exists():
-        return out
-    cores = sorted(os.sched_getaffinity(0))[:2]
-    files = (out, scratch / "neighbour.json")
-    running = [_profile(config, file, core) for file, core in zip(files, cores, strict=True)]
-    codes = [process.wait() for process in running]
-    if any(codes):
-        raise SystemExit("profiling failed; see above")
-    return out
-
-
-def _profile(config: Path, out: Path, core: int) -> subprocess.Popen[bytes]:
-    options = ["--out", str(out), "--longest", str(LONGEST_TOKENS), "--minutes", str(PROFILE_MINUTES)]
-    command = [sys.executable, "-m", "splitserve", "profile", str(config), *options]
-    return subprocess.Popen(command, stdout=sys.stderr, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
 
 
 _LIMITS = {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "max_model_len": LONGEST_TOKENS}

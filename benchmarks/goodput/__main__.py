@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, action="append", help="repeat for several; default: all")
     parser.add_argument("--system", choices=SYSTEMS, action="append", help="repeat for several; default: for CPU cores")
     parser.add_argument("--start", type=float, metavar="RPS", help="where to look for rates; default: for one CPU core")
-    parser.add_argument("--requests", type=int, default=200, help="of each point")
-    parser.add_argument("--seeds", type=int, default=2, help="at the rates around a goodput")
+    parser.add_argument("--requests", type=int, default=100, help="of each point and seed")
+    parser.add_argument("--seeds", type=int, default=3, help="at the rates around a goodput")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no point after so long")
     parser.add_argument(
         "--out", type=Path, default=OUT, help="finished points, tables and figures; default: %(default)s"

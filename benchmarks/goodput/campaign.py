@@ -42,7 +42,7 @@ class Limits:
 
     requests: int
     until: float
-    seeds: int = 2  # at the rates around goodput; elsewhere one
+    seeds: int = 3  # at the rates around goodput; elsewhere one
     steps: Sequence[int] | None = None  # fixed rates in place of a search
 
 
