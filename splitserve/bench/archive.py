@@ -37,6 +37,8 @@ class Head(msgspec.Struct, frozen=True):
     requests: int
     late_s: float
     late_share: float
+    lag_p99_s: float
+    cpu_s: float
     chunks_dropped: int
     facts: dict[str, Any]
 
@@ -63,7 +65,8 @@ def save(run: Run, facts: Mapping[str, Any], path: Path) -> None:
     as None. Raises ConfigError for another ending, a file that can't be written and parquet without pyarrow; TypeError
     for facts of other types."""
     write = _form(path)[0]
-    head = Head(FORMAT, VERSION, len(run), run.late_s, run.late_share, run.chunks.dropped, dict(facts))
+    sender = (run.late_s, run.late_share, run.lag_p99_s, run.cpu_s)
+    head = Head(FORMAT, VERSION, len(run), *sender, run.chunks.dropped, dict(facts))
     with _whole(path) as part:
         write(part, head, run)
 
@@ -253,6 +256,8 @@ def _run(path: Path, head: Head, rows: Sequence[Row]) -> Run:
         chunks=_chunks(path, head, rows),
         late_s=head.late_s,
         late_share=head.late_share,
+        lag_p99_s=head.lag_p99_s,
+        cpu_s=head.cpu_s,
     )
 
 

@@ -39,12 +39,14 @@ def _cpu(cpuinfo: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """`name` is the system's, the same for each of its runs; `target` is its address, `about` what it said of itself.
-    `amount` is how much of the workload was sent at each rate, such as `200 requests`. `warm_up_s`: what was due in
-    these first seconds is not judged. `slo` is the one it was run for; another may judge it."""
+    `workload_notes` are what a reader must know of the workload, `amount` how much of it was sent at each rate, such as
+    `200 requests`. `warm_up_s`: what was due in these first seconds is not judged. `slo` is the one it was run for;
+    another may judge it."""
 
     name: str = ""
     target: str = ""
     workload: str = ""
+    workload_notes: tuple[str, ...] = ()
     amount: str = ""
     rate_rps: float = 0.0
     seed: int = 0
@@ -83,6 +85,8 @@ def facts_of(said: Mapping[str, Any]) -> Facts:
         known["slo"] = Slo(**known["slo"])
     if "machine" in known:
         known["machine"] = Machine(**known["machine"])
+    if "workload_notes" in known:
+        known["workload_notes"] = tuple(known["workload_notes"])
     return Facts(**known)
 
 

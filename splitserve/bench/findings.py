@@ -45,7 +45,8 @@ class Figures:
     """Of one run, without its warm-up, but for how late the load generator was. `within` is the share of requests that
     meet each objective by itself. `asked_rps` is the rate at which requests fell due; `served_rps` and
     `output_tokens_per_s` are over the time from the first that was due to the last token. `errors` are the reasons of
-    what failed, the most frequent first. `reasons` say why it is not valid, `notes` what else to keep in mind."""
+    what failed, the most frequent first. `lag_p99_s` is how late the load generator read what came, `cpu_share` what it
+    used of a core. `reasons` say why the run is not valid, `notes` what else to keep in mind."""
 
     rate_rps: float
     seed: int
@@ -66,6 +67,8 @@ class Figures:
     errors: tuple[tuple[str, int], ...]
     late_s: Quantiles
     share_late: float
+    lag_p99_s: float
+    cpu_share: float
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -160,6 +163,8 @@ def figures_of(saved: Saved, slo: Slo) -> Figures:
         errors=_errors(run),
         late_s=quantiles(saved.run.lateness_s[~np.isnan(saved.run.sent_s)]),
         share_late=saved.run.share_late,
+        lag_p99_s=saved.run.lag_p99_s,
+        cpu_share=_cpu_share(saved.run),
         reasons=tuple(_reasons(saved.run)),
         notes=tuple(_notes(run)),
     )
@@ -168,6 +173,12 @@ def figures_of(saved: Saved, slo: Slo) -> Figures:
 def _span_s(run: Run) -> float:
     ends = run.last_token_s[np.isfinite(run.last_token_s)]
     return max(0.0, float(ends.max() - run.scheduled_s.min())) if len(ends) else 0.0
+
+
+def _cpu_share(run: Run) -> float:
+    """Of a core, until the last request ended; 0 if none was sent."""
+    ends = run.ended_s[~np.isnan(run.ended_s)]
+    return run.cpu_s / float(ends.max()) if len(ends) else 0.0
 
 
 def quantiles(values_s: npt.NDArray[np.float64]) -> Quantiles:

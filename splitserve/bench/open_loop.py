@@ -118,6 +118,7 @@ async def _send_all(send: Send, book: "_Book") -> None:
             await book.due(index)
             if book.admit(index):
                 group.create_task(each(index, answer, send, book))
+                await book.clock.sleep(0.0)  # it is sent before the next one's prompt is made
 
 
 async def _session(index: int, answer: Answer, send: Send, book: "_Book") -> None:

@@ -127,6 +127,8 @@ def _attainment(axes: "Axes", system: System, slo: Slo, colour: str, style: obje
         axes.plot([one.rate_rps] * 2, [one.attainment.low, one.attainment.high], color=colour, alpha=0.35, linewidth=3)
     goodput = f", goodput {_goodput(system)}" if system.goodput else ""
     axes.plot(rates, shares, color=colour, linestyle=style, marker="o", markersize=4, label=f"{system.name}{goodput}")
+    if not np.allclose(fitted.fitted, shares):
+        axes.plot(rates, fitted.fitted, color=colour, linestyle=":", linewidth=1.0)
     if system.goodput is None or system.goodput.at_most:
         return
     found = system.goodput

@@ -25,7 +25,8 @@ MOST_ERRORS = 8
 def view(findings: Findings, notes: Sequence[str] = ()) -> Group:
     """Of a run, a sweep or a comparison, whichever it is. `notes` come last, such as which files were written."""
     sections = {"run": _run_view, "sweep": _sweep_view, "comparison": _comparison_view}[findings.kind](findings)
-    return Group(*sections, *(_bullet(note, "dim") for note in notes))
+    about = dict.fromkeys(note for system in findings.systems for note in system.saved[0].facts.workload_notes)
+    return Group(*sections, *(_bullet(note, "dim") for note in (*about, *notes)))
 
 
 def _run_view(findings: Findings) -> Iterator[RenderableType]:
@@ -243,8 +244,11 @@ def verdicts(system: System) -> Iterator[Text]:
 def valid_text(system: System) -> str:
     """Only for a system whose runs are valid."""
     late_s = max(figures.late_s.p99 for figures in system.figures)
+    lag_s = max(figures.lag_p99_s for figures in system.figures)
+    cpu = max(figures.cpu_share for figures in system.figures)
     what = "" if len(system.figures) == 1 else f"{system.name}, all {len(system.figures)} runs: "
-    return f"{what}VALID: the load generator kept its schedule (p99 {milliseconds(late_s)} late)"
+    kept = f"sent at most {milliseconds(late_s)} late at p99, read at most {milliseconds(lag_s)} late"
+    return f"{what}VALID: the load generator kept its schedule ({kept}, {cpu:.0%} of a core)"
 
 
 def shown_errors(figures: Figures) -> Iterable[tuple[str, int]]:

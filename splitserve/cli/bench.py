@@ -260,7 +260,13 @@ def _search(said: dict[str, Any], targets: list[str]) -> None:
 
     outputs, asked, voice = outputs_of(said, one=False), asked_of(said, SWEEP_REQUESTS), Voice()
     options, kept = search_of(said, asked.warm_up_s), Kept(outputs.out)
-    saved, notes = uvloop.run(search(named_targets(targets), access_of(said, voice.say), asked, options, kept, voice))
+    searching = search(named_targets(targets), access_of(said, voice.say), asked, options, kept, voice)
+    try:
+        saved, notes = uvloop.run(searching)
+    except KeyboardInterrupt:
+        if outputs.out is not None:
+            voice.say(f"stopped; {outputs.out} has the finished runs, and the same command goes on from there")
+        raise
     finish(judged(saved, asked.slo), outputs, notes)
 
 

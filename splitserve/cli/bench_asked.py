@@ -56,7 +56,7 @@ class Asked:
         """The warm-up's requests come on top. Raises ConfigError if they are all there is."""
         judged = self.requests if self.requests is not None else math.ceil((self.duration_s or 0.0) * rate_rps)
         drawn = self.workload.draw(max(1, judged) + math.ceil(self.warm_up_s * rate_rps), rate_rps, seed)
-        if drawn.arrival_s[-1] < self.warm_up_s:
+        if drawn.arrival_s.max() < self.warm_up_s:
             raise ConfigError(
                 "--warm-up",
                 f"at {rate_rps:g} requests/s all {len(drawn)} requests are due within the {self.warm_up_s:g} s of "

@@ -1,5 +1,6 @@
 """What a benchmark says on stderr while it runs, and when it gives up. Told by `open_loop`; never waits."""
 
+import shutil
 import sys
 from typing import TextIO
 
@@ -30,7 +31,7 @@ class Voice:
             return
         self._said_s = progress.at_s
         line = f"{self._doing}: {said(progress)}"
-        self._to.write(f"\r{line}\x1b[K" if self._terminal else f"{line}\n")
+        self._to.write(f"\r{line[: _columns()]}\x1b[K" if self._terminal else f"{line}\n")
         self._to.flush()
         self._open = self._terminal
 
@@ -46,6 +47,11 @@ class Voice:
             self._to.write("\r\x1b[K")
             self._to.flush()
             self._open = False
+
+
+def _columns() -> int:
+    """One fewer than there are: a line that fills the last one can't be written over."""
+    return shutil.get_terminal_size().columns - 1
 
 
 def said(progress: Progress) -> str:

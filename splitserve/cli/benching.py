@@ -112,6 +112,7 @@ def _facts(
         name=name,
         target=target,
         workload=asked.workload.name,
+        workload_notes=tuple(asked.workload.notes),
         amount=asked.amount,
         rate_rps=rate_rps,
         seed=seed,

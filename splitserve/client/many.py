@@ -20,6 +20,7 @@ from splitserve.rpc.gen import inference_pb2
 from splitserve.rpc.status import from_rpc_error, from_status
 
 WINDOW = 256  # responses that may come before their reader asks for more
+AT_ONCE = 32  # events whose readers run before all else has its turn: a message may have hundreds
 
 
 @dataclass(slots=True)
@@ -138,9 +139,11 @@ class _Call:
         reason: SplitserveError = Unavailable("the router ended the call; send the request again")
         try:
             async for response in self._call:
-                for event in response.events:
+                for position, event in enumerate(response.events, 1):
                     if (open_ := self._open.get(event.number)) is not None:
                         open_.put(event)
+                    if position % AT_ONCE == 0:
+                        await asyncio.sleep(0)
         except grpc.RpcError as error:
             reason = from_rpc_error(error)
         except asyncio.CancelledError:

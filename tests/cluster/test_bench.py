@@ -19,6 +19,7 @@ from splitserve.bench.archive import load
 from splitserve.client import AsyncClient
 from tests.cluster.asking import eventually, settled
 from tests.cluster.processes import FAST, Cluster, cluster_of
+from tests.cluster.test_commands import up
 
 WAIT_S = 120
 SMALL = ("--workload", "lognormal:prompt=60,output=12,sigma=0.4", "--warm-up", "0", "--late", "5")
@@ -143,8 +144,6 @@ def test_two_targets_take_turns_with_the_same_requests(cluster: Cluster, slower:
 
 
 def test_the_openai_address_of_up_is_a_target_too(tmp_path: Path) -> None:
-    from tests.cluster.test_commands import up
-
     with up(tmp_path) as (_, serving):
         options = (*SMALL, *LOOSE, "--rate", 20, "--requests", 20, "--json")
         (run,) = told(bench("run", "--target", serving["http"], *options))["systems"][0]["runs"]
@@ -173,6 +172,26 @@ async def test_ctrl_c_ends_it_and_leaves_nothing_running(cluster: Cluster, tmp_p
     assert running.returncode == 130
     assert "Traceback" not in errors
     assert not (tmp_path / "run.jsonl").exists()
+
+
+async def test_a_sweep_that_is_stopped_keeps_what_it_has_finished(cluster: Cluster, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    options = (*SMALL, *LOOSE, "--requests", 30, "--rates", "30,0.2", "--seeds", 1, "--out", runs)
+    running = started("sweep", "--target", f"sim={cluster.address}", *options)
+    try:
+        await eventually(lambda: _exists(runs / "sim-30-0.jsonl"), "the first run")
+        running.send_signal(signal.SIGINT)
+        _, errors = await asyncio.to_thread(running.communicate, timeout=WAIT_S)
+    finally:
+        running.kill()
+        running.communicate()
+    assert running.returncode == 130
+    assert errors.strip().endswith(f"stopped; {runs} has the finished runs, and the same command goes on from there")
+    assert [file.name for file in await asyncio.to_thread(sorted, runs.iterdir())] == ["sim-30-0.jsonl"]
+
+
+async def _exists(file: Path) -> bool:
+    return await asyncio.to_thread(file.exists)
 
 
 async def _runs(client: AsyncClient) -> bool:

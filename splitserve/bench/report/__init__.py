@@ -11,7 +11,7 @@ from splitserve.bench.report.tiles import tiles
 ABOUT: Mapping[str, str] = {
     "Attainment against rate": (
         "Share of requests within all objectives, with its 95% interval. A diamond is the goodput, the bar on the "
-        "target's line its 95% interval."
+        "target's line its 95% interval; it is read off a curve that only falls, dotted where chance had it rise."
     ),
     "TTFT": "From when a request was due to its first token. One that failed counts, as never.",
     "TPOT": "Mean time per output token after the first.",
@@ -68,6 +68,7 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
         ("target", facts.target),
         *((key, said) for key, said in facts.about.items()),
         ("workload", facts.workload),
+        *(("", note) for note in facts.workload_notes),
         ("each run", facts.amount),
         ("run for", objectives(facts.slo) if facts.slo else ""),
         ("warm-up", f"{facts.warm_up_s:g} s"),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from splitserve.bench.facts import milliseconds
 from splitserve.bench.findings import Figures, Findings, System
+from splitserve.bench.plots import typical
 from splitserve.core.slo import Slo
 
 Tile = tuple[str, str]  # the figure, and what it is
@@ -12,7 +13,8 @@ Tile = tuple[str, str]  # the figure, and what it is
 def tiles(findings: Findings) -> list[Tile]:
     if findings.kind == "run":
         return list(_of_run(findings.systems[0].figures[0], findings.slo))
-    return [*_ratios(findings), *(tile for system in findings.systems for tile in _of_system(system))]
+    goodputs = [tile for system in findings.systems for tile in _of_system(system)]
+    return [*_ratios(findings), *goodputs, *(_near_goodput(findings.systems[0]) if findings.kind == "sweep" else ())]
 
 
 def _of_run(figures: Figures, slo: Slo) -> Iterator[Tile]:
@@ -33,6 +35,17 @@ def _of_system(system: System) -> Iterable[Tile]:
     bound = "≥ " if found.at_least else "< " if found.at_most else ""
     interval = "" if bound else f" ({found.low:.3g} to {found.high:.3g})"
     return [(f"{bound}{found.rps:.3g}", f"requests/s goodput{interval}, {system.name}")]
+
+
+def _near_goodput(system: System) -> Iterator[Tile]:
+    """Of the run that the figures show."""
+    (shown,) = typical([system])
+    figures = system.figures[system.saved.index(shown)]
+    at = f"at {figures.rate_rps:.3g} requests/s"
+    yield milliseconds(figures.ttft_s.p90), f"TTFT p90 {at}"
+    yield milliseconds(figures.tpot_s.p90), f"TPOT p90 {at}"
+    yield milliseconds(figures.itl_s.p99), f"gap between tokens, p99 {at}"
+    yield f"{figures.output_tokens_per_s:,.0f}", f"output tokens/s {at}"
 
 
 def _ratios(findings: Findings) -> Iterator[Tile]:

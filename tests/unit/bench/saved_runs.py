@@ -60,6 +60,7 @@ def facts(rate_rps: float, name: str, seed: int = 0, warm_up_s: float = 0.0) -> 
         target=f"grpc://{name}:50051",
         about={"model": "demo"},
         workload=WORKLOAD,
+        workload_notes=("lengths are made up",),
         rate_rps=rate_rps,
         seed=seed,
         warm_up_s=warm_up_s,

@@ -53,6 +53,8 @@ def runs(draw: st.DrawFn) -> Run:
         chunks=Chunks(np.array(times, float), np.array(owners, int), np.array(tokens, int), draw(st.integers(0, 5))),
         late_s=draw(TIMES),
         late_share=0.02,
+        lag_p99_s=draw(TIMES),
+        cpu_s=draw(TIMES),
     )
 
 

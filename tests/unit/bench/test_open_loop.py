@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 import numpy as np
 import pytest
 
-from splitserve.bench.open_loop import Clock, Limits, run
+from splitserve.bench.open_loop import Clock, Limits, Progress, run
 from splitserve.bench.run import Ending, Run
 from splitserve.core.errors import Overloaded
 from splitserve.core.slo import Slo, attainment
@@ -269,3 +269,32 @@ def test_another_clock_may_be_given() -> None:
 def test_no_requests_are_a_run_without_rows() -> None:
     found = run_virtually(run(requests([]), Server().send))
     assert (len(found), found.overloaded, found.short) == (0, False, 0)
+
+
+def test_who_watches_is_told_how_far_the_run_is() -> None:
+    seen: list[Progress] = []
+
+    async def some_fail(index: int) -> AsyncGenerator[int, None]:
+        if index == 1:
+            raise OSError("refused")
+        async for tokens in Server(ttft_s=0.2, gap_s=0.3).send(index):
+            yield tokens
+
+    run_virtually(run(requests([0.0, 0.1, 0.9]), some_fail, watch=seen.append))
+    first, second = seen[:2]
+    assert [first.at_s, second.at_s] == pytest.approx([0.5, 1.0])
+    assert (first.requests, first.sent, first.in_flight, first.done, first.failed) == (3, 2, 1, 0, 1)
+    assert (second.sent, second.done, second.tokens, second.error) == (3, 1, 3, "OSError: refused")
+
+
+def test_who_watches_can_end_the_run() -> None:
+    server = Server(ttft_s=100.0)
+
+    def give_up(progress: Progress) -> None:
+        if progress.at_s > 2.0:
+            raise Overloaded("enough", 1.0)
+
+    with pytest.raises(ExceptionGroup) as raised:
+        run_virtually(run(requests([0.0, 50.0]), server.send, watch=give_up))
+    assert raised.group_contains(Overloaded)
+    assert not server.running

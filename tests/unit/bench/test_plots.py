@@ -30,7 +30,9 @@ def drawn(draw: plots.Draw) -> Axes:
 
 
 def labels(draw: plots.Draw) -> list[str]:
-    return [text.get_text() for text in drawn(draw).get_legend().get_texts()]
+    legend = drawn(draw).get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def test_one_run_has_distributions_and_times_but_no_rates() -> None:

@@ -160,11 +160,16 @@ def test_a_directory_is_gone_on_from_only_with_the_same_load(runs: Path) -> None
     kept.read()
     known = kept.of("pd")
     assert [each.facts.rate_rps for each in known] == [1.0, 2.0, 3.0, 4.0]
-    kept.check(known[0].facts)
-    for change, option in ({"workload": "sharegpt"}, "--workload"), ({"amount": "5 s"}, "--requests"):
+    facts = known[0].facts
+    kept.check(facts)
+    for changed, option in (
+        (replace(facts, workload="sharegpt"), "--workload"),
+        (replace(facts, amount="5 s"), "--requests"),
+        (replace(facts, warm_up_s=9.0), "--warm-up"),
+    ):
         with pytest.raises(ConfigError, match=f"--out: .* with {option} "):
-            kept.check(replace(known[0].facts, **change))
-    kept.check(replace(known[0].facts, name="another", workload="sharegpt"))
+            kept.check(changed)
+    kept.check(replace(facts, name="another", workload="sharegpt"))
 
 
 def test_targets_are_called_by_their_address_or_as_said() -> None:
@@ -191,7 +196,8 @@ class Screen(io.StringIO):
         return self._terminal
 
 
-def test_a_terminal_has_one_line_that_changes_and_goes_away() -> None:
+def test_a_terminal_has_one_line_that_changes_and_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     screen = Screen(terminal=True)
     voice = Voice(screen)
     voice.begin("pd at 2/s")
@@ -203,6 +209,15 @@ def test_a_terminal_has_one_line_that_changes_and_goes_away() -> None:
     assert "pd at 2/s: 2 s, 50/100 sent, 5 in flight, 40 done, 50 tokens/s, p99 1 ms late" in shown
     voice.end()
     assert screen.getvalue().endswith("\r\x1b[K")
+
+
+def test_the_line_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    screen = Screen(terminal=True)
+    voice = Voice(screen)
+    voice.begin("a name that is long")
+    voice.tell(progress(5.0))
+    assert len(screen.getvalue().strip("\r").removesuffix("\x1b[K")) == 39
 
 
 def test_elsewhere_there_is_a_line_every_ten_seconds() -> None:
