@@ -11,7 +11,6 @@ router in front of them. Every finished point is kept in --out, and a later run 
 """
 
 import argparse
-import asyncio
 import math
 import sys
 import tempfile
@@ -20,6 +19,8 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
+
+import uvloop
 
 from benchmarks.goodput.campaign import UNIT, Campaign, Limits
 from benchmarks.goodput.cases import SHAPES, Shape, step_of
@@ -55,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="splitserve-goodput-") as scratch:
         out = Path(scratch) / "points" if args.smoke else args.out
         if not args.report:
-            asyncio.run(_measured(args, shapes, out, Path(scratch)))
+            uvloop.run(_measured(args, shapes, out, Path(scratch)))
         print(written(shapes, out))
 
 

@@ -119,3 +119,18 @@ def test_a_drawn_workload_of_sessions_is_served_to_its_end_in_order() -> None:
     assert len(later) > 150
     assert found.sent_s[later] == pytest.approx(found.ended_s[drawn.follows[later]] + drawn.pause_s[later])
     assert found.share_late == 0.0
+
+
+def test_a_request_is_sent_before_the_next_ones_prompt_is_made() -> None:
+    order = list[str]()
+
+    def send(index: int) -> AsyncGenerator[int, None]:
+        order.append(f"made {index}")
+        return sent(index)
+
+    async def sent(index: int) -> AsyncGenerator[int, None]:
+        order.append(f"sent {index}")
+        yield 3
+
+    run_virtually(run(turns([0.0, 0.0], follows=[-1, -1], pause_s=[0.0, 0.0]), send))
+    assert order == ["made 0", "sent 0", "made 1", "sent 1"]
