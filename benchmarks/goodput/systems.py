@@ -42,7 +42,7 @@ def _separated(name: str, mode: str, cells: tuple[Cell, ...] = CELLS) -> System:
 KINDS = {
     "colocated": "(a) two colocated engines with chunked prefill, least loaded first, the best chunk of each cell",
     "push": "(b) a prefill and a decode worker, KV pushed layer by layer",
-    "pull": "(c) the same two, KV pulled after the prefill by vLLM's stock connector",
+    "pull": "(c) the same two, KV pulled after the prefill by vLLM's stock connector: its own thread spins on a core",
     "adaptive": "(d) the router as it is: roles are soft, but it does not change them by itself yet, so as (b)",
 }
 
@@ -51,7 +51,7 @@ SYSTEMS = {
     for system in (
         _separated("push", "push"),
         *(colocated(chunk) for chunk in CHUNKS),
-        _separated("pull", "pull"),
+        _separated("pull", "pull", DIAGONAL),
         _separated("adaptive", "push", DIAGONAL),
         *(colocated(chunk) for chunk in LARGER_CHUNKS),
     )

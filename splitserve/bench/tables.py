@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +17,7 @@ from splitserve.bench.findings import Figures, Findings, Quantiles, System
 from splitserve.bench.goodput import Goodput, Ratio, Share
 from splitserve.bench.percentiles import Quotient
 from splitserve.core.slo import Slo
+from splitserve.view.table import bullet, table
 
 MOST_ERRORS = 8
 
@@ -26,7 +26,7 @@ def view(findings: Findings, notes: Sequence[str] = ()) -> Group:
     """Of a run, a sweep or a comparison, whichever it is. `notes` come last, such as which files were written."""
     sections = {"run": _run_view, "sweep": _sweep_view, "comparison": _comparison_view}[findings.kind](findings)
     about = dict.fromkeys(note for system in findings.systems for note in system.saved[0].facts.workload_notes)
-    return Group(*sections, *(_bullet(note, "dim") for note in (*about, *notes)))
+    return Group(*sections, *(bullet(note, "dim") for note in (*about, *notes)))
 
 
 def _run_view(findings: Findings) -> Iterator[RenderableType]:
@@ -39,7 +39,7 @@ def _run_view(findings: Findings) -> Iterator[RenderableType]:
     yield Text()
     yield traffic_table(figures)
     yield Text()
-    yield from (_bullet(f"{count} failed: {error}", "yellow") for error, count in shown_errors(figures))
+    yield from (bullet(f"{count} failed: {error}", "yellow") for error, count in shown_errors(figures))
     yield from verdicts(system)
 
 
@@ -132,11 +132,11 @@ def times_table(figures: Figures, slo: Slo) -> Table:
     asked = {"TTFT": milliseconds(slo.ttft_s), "TPOT": milliseconds(slo.tpot_s), "ITL": _itl_objective(slo)}
     if slo.ttft_per_token_s:
         asked["TTFT"] += f" + {milliseconds(slo.ttft_per_token_s)}/token"
-    table = _table(("",), ("objective", "within", "p50", "p90", "p99"))
+    made = table(("",), ("objective", "within", "p50", "p90", "p99"))
     for name, quantiles in (("TTFT", figures.ttft_s), ("TPOT", figures.tpot_s), ("ITL", figures.itl_s)):
         within = figures.within.get(name if name != "ITL" else "ITL p99")
-        table.add_row(name, asked[name], "" if within is None else f"{within:.1%}", *_quantiles(quantiles))
-    return table
+        made.add_row(name, asked[name], "" if within is None else f"{within:.1%}", *_quantiles(quantiles))
+    return made
 
 
 def _itl_objective(slo: Slo) -> str:
@@ -144,11 +144,11 @@ def _itl_objective(slo: Slo) -> str:
 
 
 def traffic_table(figures: Figures) -> Table:
-    table = _table(
+    made = table(
         (), ("requests", "failed", "asked /s", "served /s", "output tokens/s", "sent late, p50", "sent late, p99")
     )
     late = figures.late_s
-    table.add_row(
+    made.add_row(
         _requests(figures),
         str(figures.lost),
         f"{figures.asked_rps:.3g}",
@@ -157,7 +157,7 @@ def traffic_table(figures: Figures) -> Table:
         milliseconds(late.p50),
         milliseconds(late.p99),
     )
-    return table
+    return made
 
 
 def _requests(figures: Figures) -> str:
@@ -167,22 +167,22 @@ def _requests(figures: Figures) -> str:
 def rates_table(system: System, slo: Slo) -> Table:
     """A row for each run, the slowest rate first; green where the target is met. Times are milliseconds."""
     columns = [column for column in _COLUMNS if column.always or len({column.of(one) for one in system.figures}) > 1]
-    table = _table((), [column.head for column in columns])
+    made = table((), [column.head for column in columns])
     for one in system.figures:
-        table.add_row(*(column.of(one) for column in columns), style=_style(one, slo))
-    return table
+        made.add_row(*(column.of(one) for column in columns), style=_style(one, slo))
+    return made
 
 
 def pair_table(pair: Pair) -> Table:
     """A row for each rate that both systems were measured at."""
     names = ("TTFT p50", "TTFT p99", "TPOT p99", "ITL p99")
-    table = _table((), ("requests /s", "attained", *names))
+    made = table((), ("requests /s", "attained", *names))
     for rate in pair.rates:
         found = {quotient_name(each): quotient_text(each) for each in rate.quotients}
-        table.add_row(
+        made.add_row(
             f"{rate.rate_rps:.3g}", difference_text(rate.differences[0]), *(found.get(name, "-") for name in names)
         )
-    return table
+    return made
 
 
 def quotient_name(found: Quotient) -> str:
@@ -235,10 +235,10 @@ def verdicts(system: System) -> Iterator[Text]:
     one = len(system.figures) == 1
     for figures in system.figures:
         which = "" if one else f"{system.name} at {figures.rate_rps:.3g}/s: "
-        yield from (_bullet(f"{which}INVALID: {reason}", "bold red") for reason in figures.reasons)
-        yield from (_bullet(f"{which}{note}", "yellow") for note in figures.notes)
+        yield from (bullet(f"{which}INVALID: {reason}", "bold red") for reason in figures.reasons)
+        yield from (bullet(f"{which}{note}", "yellow") for note in figures.notes)
     if all(figures.valid for figures in system.figures):
-        yield _bullet(valid_text(system), "dim")
+        yield bullet(valid_text(system), "dim")
 
 
 def valid_text(system: System) -> str:
@@ -263,14 +263,3 @@ def _share(share: Share) -> str:
 
 def _quantiles(quantiles: Quantiles) -> tuple[str, str, str]:
     return milliseconds(quantiles.p50), milliseconds(quantiles.p90), milliseconds(quantiles.p99)
-
-
-def _table(words: Sequence[str], figures: Sequence[str]) -> Table:
-    made = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for head in (*words, *figures):
-        made.add_column(head.replace(" ", "\n"), no_wrap=True, justify="left" if head in words else "right")
-    return made
-
-
-def _bullet(line: str, style: str = "") -> Text:
-    return Text(f"• {line}", style=style)

@@ -126,7 +126,7 @@ async def _ask(client: "AsyncClient", prompt: dict[str, str], sampling: Sampling
 
 def results_table(results: Sequence[Served]) -> "Table":
     """One row per request; the share is of the KV that moved while the prompt was still being read."""
-    from splitserve.cli.tables import table
+    from splitserve.view.table import table
 
     workers = ("request", "prefill worker", "decode worker")
     figures = ("prompt tokens", "output tokens", "TTFT ms", "TPOT ms", "KV bytes", "before prefill ended")

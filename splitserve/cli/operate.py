@@ -139,7 +139,7 @@ def _watch(looks: Iterable[FleetStatus]) -> None:
 def _shown(fleet: FleetStatus) -> "Group":
     from rich.console import Group
 
-    from splitserve.cli.tables import table
+    from splitserve.view.table import table
 
     counts = f"{fleet.model}: {fleet.running_requests} running, {fleet.waiting_requests} waiting"
     ordered = sorted(fleet.workers, key=lambda one: (one.pool != Pool.PREFILL, one.worker.name))

@@ -180,7 +180,7 @@ def _tell(begun: _Begun, as_json: bool) -> None:
 
     from rich.console import Console
 
-    from splitserve.cli.tables import table
+    from splitserve.view.table import table
 
     profile, out = begun.profile, begun.file
     left = begun.points - len(profile.settings["measured"])

@@ -17,8 +17,8 @@ from rich.table import Table
 from splitserve.cli.cluster import Member, RunningCluster, running
 from splitserve.cli.process import stop_signals
 from splitserve.cli.supervisor import Ended, Event, Ready, Started
-from splitserve.cli.tables import table
 from splitserve.core.config import ClusterConfig, WorkerConfig
+from splitserve.view.table import table
 
 
 class Voice(Protocol):

@@ -22,7 +22,7 @@ def workload(
     """
     from rich.console import Console
 
-    from splitserve.cli.tables import table
+    from splitserve.view.table import table
     from splitserve.workload.named import workload as named
     from splitserve.workload.plot import save
     from splitserve.workload.statistics import summary

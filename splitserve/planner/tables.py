@@ -5,7 +5,6 @@ It makes rich's renderables and prints nothing.
 
 from collections.abc import Iterable, Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -17,6 +16,7 @@ from splitserve.planner.plan import Candidate, Plan, Quantiles
 from splitserve.planner.result import Infeasible
 from splitserve.planner.trial import Trial
 from splitserve.planner.watch import Change
+from splitserve.view.table import bullet, table
 
 SHOWN = 8
 
@@ -25,18 +25,20 @@ def plan_view(plan: Plan, written: Sequence[str] = ()) -> Group:
     """`written` names the files that were written."""
     parts: list[RenderableType] = [Text(answer(plan), style="bold"), Text(), candidates_table(plan)]
     if plan.notes:
-        parts += [Text(), *(_bullet(note, "yellow") for note in plan.notes)]
-    return Group(*parts, Text(), *(_bullet(line, "dim") for line in _next_steps(written)))
+        parts += [Text(), *(bullet(note, "yellow") for note in plan.notes)]
+    return Group(*parts, Text(), *(bullet(line, "dim") for line in _next_steps(written)))
 
 
 def candidates_table(plan: Plan) -> Table:
     """The chosen one and the best of the others, one row per pool."""
-    table = _table(
-        ("", "placement"), ("GPUs", "goodput /s", "95% interval", "per GPU", *_more(plan), "TTFT p90", "TPOT p90")
+    made = table(
+        ("", "placement"),
+        ("GPUs", "goodput /s", "95% interval", "per GPU", *_more(plan), "TTFT p90", "TPOT p90"),
+        folds=("placement",),
     )
     for nth, candidate in enumerate(plan.candidates[:SHOWN]):
-        table.add_row(*_row(plan, candidate, nth), style="green" if nth == 0 else "")
-    return table
+        made.add_row(*_row(plan, candidate, nth), style="green" if nth == 0 else "")
+    return made
 
 
 def _more(plan: Plan) -> tuple[str, ...]:
@@ -74,7 +76,7 @@ def _next_steps(written: Sequence[str]) -> Iterable[str]:
 
 def infeasible_view(found: Infeasible) -> Group:
     """What is in the way, then what would be possible."""
-    return Group(Text(found.sentence, style="bold red"), *(_bullet(line, "yellow") for line in nearest(found)))
+    return Group(Text(found.sentence, style="bold red"), *(bullet(line, "yellow") for line in nearest(found)))
 
 
 def nearest(found: Infeasible) -> Iterable[str]:
@@ -94,7 +96,7 @@ def explain_view(sections: Iterable[Section]) -> Group:
     parts: list[RenderableType] = []
     for section in sections:
         if section.sentences:
-            parts += [Text(section.title, style="bold"), *(_bullet(line) for line in section.sentences), Text()]
+            parts += [Text(section.title, style="bold"), *(bullet(line) for line in section.sentences), Text()]
     return Group(*parts)
 
 
@@ -112,11 +114,11 @@ def _differences(names: tuple[str, str], differences: Sequence[Difference]) -> R
     if not differences:
         return Padding(Text("the same", style="dim"), (0, 0, 0, 2))
     changes = any(difference.change is not None for difference in differences)
-    table = _table(("", *names), ("change",) if changes else ())
+    made = table(("", *names), ("change",) if changes else ())
     for each in differences:
         change = [] if not changes else ["" if each.change is None else f"{each.change:+.1%}"]
-        table.add_row(each.what, each.a, each.b, *change)
-    return table
+        made.add_row(each.what, each.a, each.b, *change)
+    return made
 
 
 def trial_view(plan: Plan, trial: Trial) -> Group:
@@ -128,7 +130,7 @@ def trial_view(plan: Plan, trial: Trial) -> Group:
         f"(95% interval {both.low:.1%} to {both.high:.1%}) within TTFT {asked.ttft:g} s and TPOT {asked.tpot:g} s, "
         f"{'at least' if holds else 'below'} the {asked.attainment:.0%} asked for."
     )
-    times = _table(("", "within"), ("p50", "p90", "p95", "p99"))
+    times = table(("", "within"), ("p50", "p90", "p95", "p99"))
     for name, met, quantiles in (("TTFT", trial.ttft_met, trial.ttft_s), ("TPOT", trial.tpot_met, trial.tpot_s)):
         times.add_row(name, f"{met:.1%}", *(milliseconds(quantiles, share) for share in ("p50", "p90", "p95", "p99")))
     parts: list[RenderableType] = [
@@ -137,8 +139,8 @@ def trial_view(plan: Plan, trial: Trial) -> Group:
         times,
         Text(),
     ]
-    parts += [_bullet(used(use)) for use in trial.use]
-    parts += [_bullet(f"link {link.name}: carries KV {link.busy_share:.1%} of the time") for link in trial.links[:4]]
+    parts += [bullet(used(use)) for use in trial.use]
+    parts += [bullet(f"link {link.name}: carries KV {link.busy_share:.1%} of the time") for link in trial.links[:4]]
     return Group(*parts)
 
 
@@ -146,16 +148,3 @@ def change_view(change: Change) -> Group:
     """What a new plan would change, as a diff."""
     styles = {"+": "green", "-": "red"}
     return Group(*(Text(line, style=styles.get(line[0], "")) for line in change.lines))
-
-
-def _table(words: Sequence[str], figures: Sequence[str]) -> Table:
-    made = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for head in (*words, *figures):
-        made.add_column(
-            head.replace(" ", "\n"), no_wrap=head != "placement", justify="left" if head in words else "right"
-        )
-    return made
-
-
-def _bullet(line: str, style: str = "") -> Text:
-    return Text(f"• {line}", style=style)

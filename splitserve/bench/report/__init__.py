@@ -1,12 +1,12 @@
 """The HTML report of runs: one file with its figures as SVG, for light and dark, that loads nothing."""
 
 from collections.abc import Mapping
-from importlib.resources import files
 
 from splitserve.bench import plots, tables
 from splitserve.bench.facts import Facts, in_ms, milliseconds, objectives
 from splitserve.bench.findings import Findings
 from splitserve.bench.report.tiles import tiles
+from splitserve.view.page import page
 
 ABOUT: Mapping[str, str] = {
     "Attainment against rate": (
@@ -23,25 +23,21 @@ ABOUT: Mapping[str, str] = {
 
 def report(findings: Findings) -> str:
     """A complete HTML document. The same findings give the same bytes. Raises ConfigError without matplotlib."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(ms=in_ms, milliseconds=milliseconds, objectives=objectives)
-    template = environment.from_string(files(__package__).joinpath("template.html").read_text(encoding="utf-8"))
-    return template.render(
-        findings=findings,
-        title=title(findings),
-        answer=answer(findings),
-        tiles=tiles(findings),
-        charts=[(name, _about(name), plots.svg(draw)) for name, draw in plots.charts(findings).items()],
-        goodput_text=tables.goodput_text,
-        shown_errors=tables.shown_errors,
-        valid_text=tables.valid_text,
-        quotient_name=tables.quotient_name,
-        quotient_text=tables.quotient_text,
-        difference_text=tables.difference_text,
-        facts=[_rows(system.saved[0].facts) for system in findings.systems],
-    )
+    values = {
+        "findings": findings,
+        "title": title(findings),
+        "answer": answer(findings),
+        "tiles": tiles(findings),
+        "charts": [(name, _about(name), plots.svg(draw)) for name, draw in plots.charts(findings).items()],
+        "goodput_text": tables.goodput_text,
+        "shown_errors": tables.shown_errors,
+        "valid_text": tables.valid_text,
+        "quotient_name": tables.quotient_name,
+        "quotient_text": tables.quotient_text,
+        "difference_text": tables.difference_text,
+        "facts": [_rows(system.saved[0].facts) for system in findings.systems],
+    }
+    return page(__package__, values, {"ms": in_ms, "milliseconds": milliseconds, "objectives": objectives})
 
 
 def title(findings: Findings) -> str:

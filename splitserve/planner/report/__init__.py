@@ -1,32 +1,30 @@
 """The HTML report of a plan: one file with its charts as SVG, for light and dark, that loads nothing."""
 
-from importlib.resources import files
-
 from splitserve.planner.deployment import Role
 from splitserve.planner.explain import PART_NAMES, answer, explain
 from splitserve.planner.plan import Plan
 from splitserve.planner.report import figures
+from splitserve.view.page import page
 
 
 def report(plan: Plan) -> str:
     """A complete HTML document. The same plan gives the same bytes."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["figure"] = lambda value, digits=3: "-" if value is None else f"{value:.{digits}g}"
-    environment.filters["bytes"] = _bytes
-    template = environment.from_string(files(__package__).joinpath("template.html").read_text(encoding="utf-8"))
     ranked = sorted(plan.phases, key=lambda phase: (list(Role).index(phase.role), -phase.goodput_per_gpu))
-    return template.render(
-        plan=plan,
-        answer=answer(plan),
-        sections=explain(plan)[1:],
-        shown=figures.shown(plan),
-        parts=PART_NAMES,
-        charts=_charts(plan),
-        able=[phase for phase in ranked if phase.goodput_rps],
-        ruled_out=[phase for phase in ranked if not phase.goodput_rps],
-    )
+    values = {
+        "plan": plan,
+        "answer": answer(plan),
+        "sections": explain(plan)[1:],
+        "shown": figures.shown(plan),
+        "parts": PART_NAMES,
+        "charts": _charts(plan),
+        "able": [phase for phase in ranked if phase.goodput_rps],
+        "ruled_out": [phase for phase in ranked if not phase.goodput_rps],
+    }
+    return page(__package__, values, {"figure": _figure, "bytes": _bytes})
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
 
 
 def _charts(plan: Plan) -> dict[str, str]:
