@@ -13,7 +13,6 @@ import numpy.typing as npt
 from splitserve.bench.compare import Pair, compared
 from splitserve.bench.facts import Facts
 from splitserve.bench.goodput import Goodput, Point, Share, attainment_interval, goodput_of
-from splitserve.bench.resampling import CONFIDENCE
 from splitserve.bench.run import Ending, Run
 from splitserve.bench.sweep import Measured, judged_by
 from splitserve.core.slo import Slo, Timelines
@@ -148,7 +147,7 @@ def figures_of(saved: Saved, slo: Slo) -> Figures:
         seed=facts.seed,
         requests=len(run),
         warm_up_requests=len(saved.run) - len(run),
-        attainment=_attainment(timelines, slo),
+        attainment=attainment_interval(timelines, slo),
         within=_within(timelines, slo),
         ttft_s=quantiles(timelines.ttft_s),
         tpot_s=quantiles(timelines.tpot_s),
@@ -186,19 +185,6 @@ def quantiles(values_s: npt.NDArray[np.float64]) -> Quantiles:
     if not len(values_s):
         return Quantiles(0.0, 0.0, 0.0)
     return Quantiles(*(float(value) for value in np.quantile(values_s, (0.5, 0.9, 0.99), method="inverted_cdf")))
-
-
-def _attainment(timelines: Timelines, slo: Slo) -> Share:
-    """Drawing again can't show what never happened: where all or none met the objectives, the interval is the one of a
-    binomial share (Clopper and Pearson)."""
-    found = attainment_interval(timelines, slo)
-    unseen = 1.0 - _TAIL ** (1.0 / len(timelines))
-    if found.value == 1.0:
-        return Share(1.0, 1.0 - unseen, 1.0)
-    return Share(0.0, 0.0, unseen) if found.value == 0.0 else found
-
-
-_TAIL = (1.0 - CONFIDENCE) / 2
 
 
 def _within(timelines: Timelines, slo: Slo) -> dict[str, float]:

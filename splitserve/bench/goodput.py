@@ -150,9 +150,15 @@ def curve_of(points: Sequence[Judged]) -> Curve:
 
 
 def attainment_interval(timelines: Timelines, slo: Slo, resamples: int = RESAMPLES, seed: int = 0) -> Share:
-    """Of one run. Raises ValueError without requests, and for objectives that the timelines can't tell."""
+    """Of one run. Drawing again can't show what never happened: where all or none of its requests met the objectives,
+    the interval is that of a binomial share (Clopper and Pearson). Raises ValueError without requests, and for
+    objectives that the timelines can't tell."""
     points = (Judged(1.0, 0, timelines.met(slo)),)
-    return _share(_attainments(points, _draws(points, resamples, seed)))
+    found = _share(_attainments(points, _draws(points, resamples, seed)))
+    unseen = 1.0 - ((1.0 - CONFIDENCE) / 2) ** (1.0 / len(timelines))
+    if found.value == 1.0:
+        return Share(1.0, 1.0 - unseen, 1.0)
+    return Share(0.0, 0.0, unseen) if found.value == 0.0 else found
 
 
 def attainment_difference(a: Sequence[Judged], b: Sequence[Judged], resamples: int = RESAMPLES, seed: int = 0) -> Share:
