@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from splitserve import __version__
-from splitserve.cli.bench import app as bench
+from splitserve.cli.bench.commands import app as bench
 from splitserve.cli.demo import demo
 from splitserve.cli.gateway import gateway
 from splitserve.cli.generate import generate

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from splitserve.bench.findings import Saved
 from splitserve.bench.open_loop import Progress
-from splitserve.cli.bench_asked import named_targets
-from splitserve.cli.bench_progress import Patience, Voice
-from splitserve.cli.bench_runs import Kept, keep
-from splitserve.cli.benching import command
+from splitserve.cli.bench.asked import named_targets
+from splitserve.cli.bench.measuring import command
+from splitserve.cli.bench.progress import Patience, Voice
+from splitserve.cli.bench.runs import Kept, keep
 from splitserve.cli.main import app
 from splitserve.core.errors import ConfigError, Unavailable
 from tests.unit.bench.saved_runs import saved, swept

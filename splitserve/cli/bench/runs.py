@@ -8,7 +8,7 @@ from pathlib import Path
 from splitserve.bench import archive
 from splitserve.bench.facts import Facts, facts_of
 from splitserve.bench.findings import Saved
-from splitserve.cli.bench_asked import RUN_ENDINGS
+from splitserve.cli.bench.asked import RUN_ENDINGS
 from splitserve.core.errors import ConfigError
 
 _SAME = {  # of runs that make one sweep

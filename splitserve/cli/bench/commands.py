@@ -149,10 +149,10 @@ def run(
     import uvloop
 
     from splitserve.bench.findings import judged
-    from splitserve.cli.bench_asked import access_of, asked_of, named_targets, outputs_of, rate_of
-    from splitserve.cli.bench_progress import Voice
-    from splitserve.cli.bench_runs import keep
-    from splitserve.cli.benching import finish, run_once
+    from splitserve.cli.bench.asked import access_of, asked_of, named_targets, outputs_of, rate_of
+    from splitserve.cli.bench.measuring import finish, run_once
+    from splitserve.cli.bench.progress import Voice
+    from splitserve.cli.bench.runs import keep
 
     said, voice = ctx.params, Voice()
     outputs, asked = outputs_of(said, one=True), asked_of(said, RUN_REQUESTS)
@@ -253,10 +253,10 @@ def _search(said: dict[str, Any], targets: list[str]) -> None:
     import uvloop
 
     from splitserve.bench.findings import judged
-    from splitserve.cli.bench_asked import access_of, asked_of, named_targets, outputs_of, search_of
-    from splitserve.cli.bench_progress import Voice
-    from splitserve.cli.bench_runs import Kept
-    from splitserve.cli.benching import finish, search
+    from splitserve.cli.bench.asked import access_of, asked_of, named_targets, outputs_of, search_of
+    from splitserve.cli.bench.measuring import finish, search
+    from splitserve.cli.bench.progress import Voice
+    from splitserve.cli.bench.runs import Kept
 
     outputs, asked, voice = outputs_of(said, one=False), asked_of(said, SWEEP_REQUESTS), Voice()
     options, kept = search_of(said, asked.warm_up_s), Kept(outputs.out)
@@ -287,9 +287,9 @@ def report(
 ) -> None:
     """Judge saved runs again, by their own objectives or others: tables, figures, report. Nothing is sent."""
     from splitserve.bench.findings import judged
-    from splitserve.cli.bench_asked import SLO, outputs_of, slo_of
-    from splitserve.cli.bench_runs import load_all
-    from splitserve.cli.benching import finish
+    from splitserve.cli.bench.asked import SLO, outputs_of, slo_of
+    from splitserve.cli.bench.measuring import finish
+    from splitserve.cli.bench.runs import load_all
 
     outputs, saved = outputs_of(ctx.params, one=True), load_all(files)
     finish(judged(saved, slo_of(ctx.params, saved[0].facts.slo or SLO)), outputs)

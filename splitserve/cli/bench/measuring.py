@@ -23,9 +23,9 @@ from splitserve.bench.search import Options as Search
 from splitserve.bench.sweep import Sweep, sweep
 from splitserve.bench.targets.address import Opened, opened
 from splitserve.bench.targets.address import Options as Access
-from splitserve.cli.bench_asked import Asked, Named, Outputs, renamed
-from splitserve.cli.bench_progress import Patience, Voice
-from splitserve.cli.bench_runs import Kept
+from splitserve.cli.bench.asked import Asked, Named, Outputs, renamed
+from splitserve.cli.bench.progress import Patience, Voice
+from splitserve.cli.bench.runs import Kept
 
 INVALID = 5
 TRIES = 3  # of a run within a sweep: a machine's hiccup is not the end of it
