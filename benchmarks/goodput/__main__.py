@@ -11,6 +11,7 @@ router in front of them. Every finished point is kept in --out, and a later run 
 """
 
 import argparse
+import asyncio
 import math
 import sys
 import tempfile
@@ -19,8 +20,6 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
-
-import uvloop
 
 from benchmarks.goodput.campaign import UNIT, Campaign, Limits
 from benchmarks.goodput.cases import SHAPES, Shape, step_of
@@ -56,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="splitserve-goodput-") as scratch:
         out = Path(scratch) / "points" if args.smoke else args.out
         if not args.report:
-            uvloop.run(_measured(args, shapes, out, Path(scratch)))
+            asyncio.run(_measured(args, shapes, out, Path(scratch)))
         print(written(shapes, out))
 
 

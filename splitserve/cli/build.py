@@ -108,6 +108,7 @@ async def run_worker(config: WorkerConfig, ready_fd: int | None, parent: int | N
         bound = config.model_copy(update={"metrics": metrics or None})
 
         def on_ready(info: WorkerInfo) -> None:
+            _rarely_collect()
             facts = {"role": str(info.pool), "name": info.name, "uuid": info.uuid}
             say_ready(ready_fd, {**facts, "address": info.kv_peers[0].endpoint, "metrics": metrics})
 

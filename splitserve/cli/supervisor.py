@@ -177,7 +177,10 @@ class Supervisor:
             stderr=log,
             pass_fds=(ready_fd,),
             env={**os.environ, **plan.environment},
-            start_new_session=True,  # so that a terminal's Ctrl-C reaches us alone, and we drain in order
+            # A group of its own, so that a terminal's Ctrl-C reaches us alone, and we drain in order. Not a session:
+            # Linux shares cores out by session (autogroup), and a worker's engine on one core would take from its own
+            # threads on another, which then stand still for as long as a neighbour's prefill takes there.
+            process_group=0,
         )
 
     async def _until_ended(self, child: "_Child", process: asyncio.subprocess.Process, ready_pipe: IO[bytes]) -> int:
