@@ -2,7 +2,8 @@
 
 A point is a run of so many requests at one rate. Before and after it a few requests alone say how fast the machine is:
 a run on a machine that is more than a tenth slower or faster than when the unit was taken is sent, and judged, as if
-its clock went so much slower; one in which the speed itself changed by more than a tenth is taken once more.
+its clock went so much slower; one in which the speed itself changed by more than a tenth, or the generator was late,
+is taken once more.
 """
 
 import time
@@ -29,7 +30,7 @@ UNIT = "colocated-1024"  # whose unloaded values objectives are multiples of
 POINTS_A_VISIT = 3
 GRACE_S = 30.0  # after the last arrival; what has not ended by then met no objective
 NORMAL = 0.1  # slower or faster by less is left as it is
-TRIES = 2  # of a point in which the machine's speed changed
+TRIES = 2  # of a point that is in doubt
 SPAN = 14  # steps that rates may lie above or below the start: a factor of 3.8
 
 Serve = Callable[[System], AbstractAsyncContextManager[Served]]
@@ -145,11 +146,9 @@ class Campaign:
     async def _point(self, system: System, served: Served, step: int, seed: int) -> None:
         for attempt in range(1, TRIES + 1):
             found = await self._taken(system, served, step, seed)
-            if found.steady or attempt == TRIES:
+            if not found.doubt or attempt == TRIES:
                 break
-            self._say(
-                f"  the machine went from {found.slower:.2f} to {found.slower_after:.2f} times as slow: once more"
-            )
+            self._say(f"  {found.doubt}: once more")
         self._points.add(found)
         self.measured.append(found)
         self._say(self._line(found))

@@ -16,6 +16,7 @@ from benchmarks.goodput.alone import Alone
 from splitserve.bench.goodput import Point
 from splitserve.core.slo import Timelines
 
+MOST_LATE_S = 0.01  # of the generator, which shares the engines' cores; TTFT objectives are hundreds of milliseconds
 _TIMES = ("arrival", "first_token", "last_token", "itl_p99_s")
 _COUNTS = ("output_tokens", "prompt_tokens")
 
@@ -39,9 +40,14 @@ class Measured:
     taken: str
 
     @property
-    def steady(self) -> bool:
-        """Whether the machine kept its speed from before to after, to a tenth."""
-        return abs(self.slower_after / self.slower - 1.0) <= 0.1
+    def doubt(self) -> str:
+        """Why it should be taken once more; "" if it need not: the machine kept its speed from before to after, to a
+        tenth, and the generator its schedule."""
+        if abs(self.slower_after / self.slower - 1.0) > 0.1:
+            return f"the machine went from {self.slower:.2f} to {self.slower_after:.2f} times as slow"
+        if self.late_p99_s > MOST_LATE_S:
+            return f"the generator was {self.late_p99_s * 1000:.0f} ms late at P99"
+        return ""
 
     def point(self, rate: float) -> Point:
         return Point(rate, self.seed, self.timelines)

@@ -117,11 +117,11 @@ def _costs(points: Sequence[Measured]) -> Iterable[str]:
     late = [point.late_p99_s * 1000 for point in points]
     yield f"generator: late at P99 by {statistics.median(late):.1f} ms in the median point, {max(late):.1f} at worst"
     slower = [point.slower for point in points]
-    unsteady = sum(not point.steady for point in points)
     yield (
         f"machine: {sum(factor != 1.0 for factor in slower)} of {len(points)} points normalised "
-        f"({min(slower):.2f} to {max(slower):.2f} times as slow); in {unsteady} its speed changed by more than 10%"
+        f"({min(slower):.2f} to {max(slower):.2f} times as slow)"
     )
+    yield f"{sum(bool(point.doubt) for point in points)} points stayed in doubt when taken once more"
 
 
 def _all_points(points: Sequence[Measured], unit: Alone) -> Iterable[str]:

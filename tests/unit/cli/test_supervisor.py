@@ -102,6 +102,16 @@ async def test_what_a_process_says_of_itself_is_heard(tmp_path: Path, record: Re
     assert [type(event) for event in record.events] == [Started, Ready, Ended]
 
 
+async def test_a_terminals_ctrl_c_reaches_the_supervisor_alone_yet_all_share_its_session(
+    tmp_path: Path, record: Record
+) -> None:
+    async with supervising(tmp_path, record) as supervisor:
+        supervisor.start(plan("stay"))
+        pid = (await supervisor.ready("one", WAIT_S)).pid
+        assert os.getpgid(pid) == pid
+        assert os.getsid(pid) == os.getsid(0)
+
+
 async def test_nothing_that_was_started_outlives_the_supervisor(tmp_path: Path, record: Record) -> None:
     async with supervising(tmp_path, record) as supervisor:
         for name in ("one", "two"):
