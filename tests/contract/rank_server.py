@@ -169,6 +169,15 @@ class Server:
             pause.wait(0.001)
         return ""
 
+    def wait_for_writes(self) -> str:
+        """Until it has written: the claim was heard, and a layer computed. Answers why not after a while."""
+        pause, deadline = threading.Event(), time.monotonic() + TIMEOUT_S / 2
+        while not self._service.counters.writes:
+            if time.monotonic() > deadline:
+                return f"nothing was written: {self.told}, {self.events}, {self._service.counters}"
+            pause.wait(0.001)
+        return ""
+
     # An engine of its own, for runs in which nobody waits for anybody -------------------------------------------------
     def run_engine(self, seed: int, chances: Chances) -> None:
         """From now on blocks are this process's to give, and letters of its service go by the postman."""

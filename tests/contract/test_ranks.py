@@ -138,6 +138,7 @@ def test_a_rank_that_aborts_fails_the_claim_and_the_other_is_stopped(made: list[
         moved.offer()
         moved.chunk(0, 13)
         first, second = workers.source.ranks
+        assert not second.call("wait_for_writes")  # one that never hears of the claim keeps its KV until the lease ends
         first.call("prefill_aborted", moved.key)
         moved.wait_for(workers.destination, "failed")
         (errors,) = workers.destination.each("errors", moved.key, False)
