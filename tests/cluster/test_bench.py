@@ -45,7 +45,12 @@ def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def started(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(_command(arguments), **_QUIET)
+    """Ctrl-C reaches it even where these tests run in the background, which has it ignored."""
+    return subprocess.Popen(_command(arguments), **_QUIET, preexec_fn=_heed_ctrl_c)
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _command(arguments: tuple[object, ...]) -> list[str]:
