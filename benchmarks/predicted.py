@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.goodput.alone import OUTPUT_TOKENS, Alone
-from benchmarks.goodput.campaign import SPAN, UNIT
+from benchmarks.goodput.alone import OUTPUT_TOKENS, UNIT, Alone, unit_of
+from benchmarks.goodput.campaign import SPAN
 from benchmarks.goodput.cases import (
     LONGEST_TOKENS,
     SHAPES,
@@ -103,10 +103,10 @@ def compared(shape: Shape, profile: Profile, alone: Mapping[str, Alone], points:
     systems = [system for system in SYSTEMS.values() if system.kind in KINDS and system.name in alone]
     said = answers(
         [point for system in systems for point in _simulated(shape, system, profile, alone[system.name])],
-        alone[UNIT],
+        unit_of(alone),
         TPOT_CELLS,
     )
-    seen = answers(points, alone[UNIT], TPOT_CELLS)
+    seen = answers(points, unit_of(alone), TPOT_CELLS)
     return tuple(_row(one, other) for one, other in zip(said, seen, strict=True) if set(KINDS) <= set(other.best))
 
 

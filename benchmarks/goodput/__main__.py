@@ -21,7 +21,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.goodput.campaign import UNIT, Campaign, Limits
+from benchmarks.goodput.alone import UNIT
+from benchmarks.goodput.campaign import Campaign, Limits
 from benchmarks.goodput.cases import SHAPES, Shape, step_of
 from benchmarks.goodput.model import make_model
 from benchmarks.goodput.report import points_of, written

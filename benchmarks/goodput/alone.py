@@ -2,8 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,15 @@ class Alone:
         """By which factor: of a TTFT and a TPOT, the geometric mean."""
         ttft = self.ttft_of(prompt_tokens) / other.ttft_of(prompt_tokens)
         return math.sqrt(ttft * self.tpot_s / other.tpot_s)
+
+
+UNIT = "colocated-1024"  # reads most prompts in one step
+
+
+def unit_of(alone: Mapping[str, Alone]) -> Alone:
+    """What objectives are multiples of: TTFT as `UNIT` gives it, TPOT as the median system, since the steps of one
+    request are the same on all of them, and one measurement of them is good to a few percent only."""
+    return replace(alone[UNIT], tpot_s=statistics.median(one.tpot_s for one in alone.values()))
 
 
 async def measured(served: Served, prompt_tokens: int, seed: int) -> Alone:

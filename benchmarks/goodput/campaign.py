@@ -26,7 +26,6 @@ from splitserve.bench.goodput import Judged, judged
 from splitserve.bench.run import Ending, Run
 from splitserve.core.slo import Timelines
 
-UNIT = "colocated-1024"  # whose unloaded values objectives are multiples of
 POINTS_A_VISIT = 3
 GRACE_S = 30.0  # after the last arrival; what has not ended by then met no objective
 NORMAL = 0.1  # slower or faster by less is left as it is
@@ -123,7 +122,7 @@ class Campaign:
         ]
 
     def _brackets(self, system: System) -> dict[Cell, Bracket]:
-        unit = self.alone[UNIT]
+        unit = one_alone.unit_of(self.alone)
         return {cell: bracket(self.judged(system.name, cell, unit)) for cell in system.cells}
 
     def _best_of_rivals(self, system: System) -> Mapping[Cell, int]:
@@ -184,7 +183,7 @@ class Campaign:
         return time.monotonic() > self._limits.until
 
     def _line(self, found: Measured) -> str:
-        unit = self.alone[UNIT]
+        unit = one_alone.unit_of(self.alone)
         slos = (next(iter(self._systems[0].cells)), *self._systems[0].cells[4:9:4])
         shares = ", ".join(f"{cell}: {found.timelines.met(cell.slo(unit)).mean():.0%}" for cell in slos)
         slower = f"; machine {found.slower:.2f} times as slow" if found.slower != 1.0 else ""

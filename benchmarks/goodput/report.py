@@ -4,8 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.goodput.alone import Alone
-from benchmarks.goodput.campaign import UNIT
+from benchmarks.goodput.alone import UNIT, Alone, unit_of
 from benchmarks.goodput.cases import ATTAINMENT, CELLS, ITL_CELLS, TPOT_CELLS, TTFT_TIMES, Cell, Shape, rate_rps, rows
 from benchmarks.goodput.figure import draw
 from benchmarks.goodput.grid import Answer, Best, answers
@@ -24,8 +23,9 @@ def written(shapes: Sequence[Shape], out: Path) -> str:
         if UNIT not in alone or not points:
             texts.append(f"{shape.name}: nothing is measured yet")
             continue
-        found[shape.name] = answers(points, alone[UNIT], CELLS)
-        texts.append(_report(shape, alone[UNIT], points, found[shape.name]))
+        unit = unit_of(alone)
+        found[shape.name] = answers(points, unit, CELLS)
+        texts.append(_report(shape, unit, points, found[shape.name]))
         (out / f"{shape.name}.txt").write_text(texts[-1] + "\n")
     for kind in sorted({kind for one in found.values() for answer in one for kind in answer.over_colocated}):
         draw(found, kind, out / f"{kind}.svg")
@@ -56,8 +56,8 @@ def _heading(shape: Shape, unit: Alone, points: Sequence[Measured]) -> Iterable[
         f"attainment {ATTAINMENT:.0%}; rates in steps of 10%; 95% intervals by bootstrap over requests"
     )
     yield (
-        f"a request alone ({UNIT}): TTFT {unit.ttft_s * 1000:.0f} ms + {unit.ttft_per_token_s * 1e6:.0f} us a prompt "
-        f"token, TPOT {unit.tpot_s * 1000:.1f} ms"
+        f"a request alone: TTFT {unit.ttft_s * 1000:.0f} ms + {unit.ttft_per_token_s * 1e6:.0f} us a prompt "
+        f"token ({UNIT}), TPOT {unit.tpot_s * 1000:.1f} ms (median system)"
     )
     yield from (f"  {text}" for text in KINDS.values())
 

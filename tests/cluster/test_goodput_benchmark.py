@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.goodput.campaign import UNIT, Campaign, Limits
+from benchmarks.goodput.alone import UNIT
+from benchmarks.goodput.campaign import Campaign, Limits
 from benchmarks.goodput.cases import SHAPES
 from benchmarks.goodput.points import Points
 from benchmarks.goodput.report import written

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.goodput.alone import Alone, _line
+from benchmarks.goodput.alone import Alone, _line, unit_of
 from benchmarks.goodput.cases import CELLS, SHAPES, TPOT_CELLS, WARM_UP_REQUESTS, Cell, rate_rps, step_of
 from benchmarks.goodput.grid import answers
 from benchmarks.goodput.points import Measured, Points
@@ -116,6 +116,16 @@ def test_an_slo_is_a_multiple_of_what_a_request_alone_gets() -> None:
     assert (slo.ttft_s, slo.ttft_per_token_s, slo.tpot_s) == pytest.approx((0.1, 0.001, 0.012))
     assert len(CELLS) == 18
     assert len(TPOT_CELLS) == 9
+
+
+def test_objectives_are_multiples_of_the_ttft_of_whole_prompts_and_of_the_median_step() -> None:
+    alone = {
+        "push": Alone(0.1, 0.1, 0.007),
+        "colocated-1024": Alone(0.02, 0.0002, 0.009),
+        "pull": Alone(0.5, 0.1, 0.02),
+    }
+    assert unit_of(alone) == whole
+    assert unit_of({**alone, "colocated-32": Alone(0.2, 0.1, 0.006)}).tpot_s == pytest.approx(0.008)
 
 
 @pytest.mark.parametrize(
