@@ -119,11 +119,8 @@ def test_an_slo_is_a_multiple_of_what_a_request_alone_gets() -> None:
 
 
 def test_objectives_are_multiples_of_the_ttft_of_whole_prompts_and_of_the_median_step() -> None:
-    alone = {
-        "push": Alone(0.1, 0.1, 0.007),
-        "colocated-1024": Alone(0.02, 0.0002, 0.009),
-        "pull": Alone(0.5, 0.1, 0.02),
-    }
+    whole = Alone(0.02, 0.0002, 0.009)
+    alone = {"push": Alone(0.1, 0.1, 0.007), "colocated-1024": whole, "pull": Alone(0.5, 0.1, 0.02)}
     assert unit_of(alone) == whole
     assert unit_of({**alone, "colocated-32": Alone(0.2, 0.1, 0.006)}).tpot_s == pytest.approx(0.008)
 
