@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ ROWS = (("TPOT", TPOT_TIMES, TPOT_CELLS), ("P99 ITL", ITL_TIMES, ITL_CELLS))
 
 def draw(found: Mapping[str, Sequence[Answer]], kind: str, out: Path) -> None:
     """Goodput of `kind` over the best colocated system's; a column per shape. SVG, the same for the same points."""
-    drawn = Figure(figsize=(3.3 * len(found), 6.2), layout="constrained")
+    drawn = Figure(figsize=(max(3.3 * len(found), 5.2), 6.2), layout="constrained")
     drawn.suptitle(f"goodput of {kind} over colocated with its best chunk")
     axes = drawn.subplots(len(ROWS), len(found), squeeze=False)
     for column, (shape, answers) in enumerate(found.items()):
@@ -41,14 +41,20 @@ def _squares(
     for number, cell in enumerate(cells):
         row, column = divmod(number, width)
         ratio = ratios.get(cell)
-        known = ratio is not None and not ratio.unknown
-        shade = colours(0.5 + 0.5 * max(-1.0, min(1.0, math.log(ratio.value, MOST)))) if ratio and known else "white"
+        shade = colours(0.5 + 0.5 * max(-1.0, min(1.0, math.log(ratio.value, MOST)))) if _decided(ratio) else "white"
         axes.fill_between((column, column + 1), row, row + 1, color=shade)
         axes.text(column + 0.5, row + 0.5, _label(ratio), ha="center", va="center", fontsize=9, linespacing=1.4)
     axes.set(xlim=(0, width), ylim=(len(times), 0), xlabel="TTFT, times unloaded", ylabel=f"{name}, times unloaded")
     axes.set_xticks([at + 0.5 for at in range(width)], [f"{times}x" for times in TTFT_TIMES])
     axes.set_yticks([at + 0.5 for at in range(len(times))], [f"{each}x" for each in times])
     axes.tick_params(length=0)
+
+
+def _decided(ratio: Ratio | None) -> TypeGuard[Ratio]:
+    """Not where it is a bound that leaves open who wins."""
+    if ratio is None or ratio.unknown:
+        return False
+    return not (ratio.at_least and ratio.value < 1.0 or ratio.at_most and ratio.value > 1.0)
 
 
 def _label(ratio: Ratio | None) -> str:
