@@ -12,6 +12,7 @@ router in front of them. Every finished point is kept in --out, and a later run 
 
 import argparse
 import asyncio
+import itertools
 import math
 import sys
 import tempfile
@@ -70,7 +71,7 @@ async def _measured(args: argparse.Namespace, shapes: Sequence[Shape], out: Path
         seeds=args.seeds,
         steps=[step_of(rate) for rate in SMOKE_RATES_RPS] if args.smoke else None,
     )
-    starts = iter(range(1_000_000))
+    starts = itertools.count()
 
     def serve(system: System) -> AbstractAsyncContextManager[Served]:
         run = scratch / f"run-{next(starts)}"

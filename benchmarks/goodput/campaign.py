@@ -23,7 +23,7 @@ from benchmarks.goodput.served import Served
 from benchmarks.goodput.systems import System
 from splitserve.bench import open_loop
 from splitserve.bench.goodput import Judged, judged
-from splitserve.bench.run import Ending, Run
+from splitserve.bench.run import Ending
 from splitserve.core.slo import Timelines
 
 POINTS_A_VISIT = 3
@@ -174,7 +174,7 @@ class Campaign:
             slower_after=round(after / before * factor, 3),
             wall_s=round(wall_s, 2),
             cpu_s=used,
-            late_p99_s=round(_late_p99_s(run), 4),
+            late_p99_s=round(run.late_p99_s, 4),
             failed=run.count(Ending.FAILED),
             taken=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -202,8 +202,3 @@ def _as_if(lines: Timelines, factor: float) -> Timelines:
         last_token=lines.last_token / factor,
         itl_p99_s=lines.itl_p99_s / factor,
     )
-
-
-def _late_p99_s(run: Run) -> float:
-    sent = run.lateness_s[~np.isnan(run.sent_s)]
-    return float(np.quantile(sent, 0.99)) if len(sent) else 0.0

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.goodput.cases import ATTAINMENT, Cell, step_of
-from splitserve.bench.goodput import Judged, curve_of
+from splitserve.bench import search
+from splitserve.bench.goodput import Judged
 
 STRIDE = 4  # steps, while no rate is known on one side
 
@@ -34,13 +35,8 @@ class Bounds:
 
 def bracket(judged: Sequence[Judged]) -> Bracket:
     """Of one system under one cell."""
-    if not judged:
-        return Bracket(None, None)
-    curve = curve_of(judged)
-    steps = [step_of(rate) for rate in curve.rates_rps.tolist()]
-    met = [step for step, share in zip(steps, curve.fitted, strict=True) if share >= ATTAINMENT]
-    missed = [step for step, share in zip(steps, curve.fitted, strict=True) if share < ATTAINMENT]
-    return Bracket(max(met, default=None), min(missed, default=None))
+    found = search.bracket(judged, ATTAINMENT)
+    return Bracket(*(None if rate is None else step_of(rate) for rate in (found.met_rps, found.missed_rps)))
 
 
 def next_step(found: Bracket, bounds: Bounds, start: int) -> int | None:

@@ -21,11 +21,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from splitserve.bench.collecting import rarely_collecting
 from splitserve.bench.lag import LoopLag, now_of
-from splitserve.bench.run import Chunks, Ending, Run
+from splitserve.bench.run import Chunks, Ending, Run, p99_of_sent
+from splitserve.core.collecting import rarely_collecting
 from splitserve.core.errors import SplitserveError
 from splitserve.workload.requests import Requests
 
@@ -247,7 +246,7 @@ class _Book:
             done=done,
             failed=ended - done + int(((ending == Ending.NOT_SENT) & (np.array(self._error) >= 0)).sum()),
             tokens=int(np.array(self._tokens).sum()),
-            late_p99_s=_p99(sent - np.array(self._scheduled)),
+            late_p99_s=p99_of_sent(sent - np.array(self._scheduled)),
             error=next(reversed(self._errors), ""),
         )
 
@@ -281,12 +280,6 @@ class _Book:
         if error not in self._errors and len(self._errors) >= _MOST_ERRORS:
             error = "one of many other errors"
         self._error[index] = self._errors.setdefault(error, len(self._errors))
-
-
-def _p99(lateness_s: npt.NDArray[np.float64]) -> float:
-    """Of the requests that were sent; 0 if none was."""
-    sent = lateness_s[~np.isnan(lateness_s)]
-    return float(np.quantile(sent, 0.99)) if len(sent) else 0.0
 
 
 _MOST_ERRORS = 1000

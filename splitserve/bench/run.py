@@ -152,6 +152,11 @@ class Run:
         return self.sent_s - self.scheduled_s
 
     @property
+    def late_p99_s(self) -> float:
+        """Of the requests that were sent; 0 if none was."""
+        return p99_of_sent(self.lateness_s)
+
+    @property
     def share_late(self) -> float:
         """Of the requests that were sent."""
         sent = self.lateness_s[~np.isnan(self.sent_s)]
@@ -179,6 +184,12 @@ class Run:
 
     def count(self, ending: Ending) -> int:
         return int((self.ending == ending).sum())
+
+
+def p99_of_sent(lateness_s: Seconds) -> float:
+    """NaN stands for a request that was not sent; 0 if none was."""
+    sent = lateness_s[~np.isnan(lateness_s)]
+    return float(np.quantile(sent, 0.99)) if len(sent) else 0.0
 
 
 _COLUMNS = (

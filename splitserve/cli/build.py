@@ -3,7 +3,6 @@
 vLLM is imported here alone, and only for a worker that asks for it.
 """
 
-import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -17,6 +16,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from splitserve.cli.process import end_with_parent, say_ready
 from splitserve.cli.talk import API_KEY_VARIABLE
+from splitserve.core.collecting import collect_rarely
 from splitserve.core.config import LatencySource, RouterConfig, TlsSettings, WorkerConfig
 from splitserve.core.errors import ConfigError
 from splitserve.core.exposure import check_router, check_worker
@@ -61,7 +61,7 @@ async def run_router(config: RouterConfig, ready_fd: int | None, parent: int | N
                 raise
             raise ConfigError("listen (--listen)", str(error)) from error
         async with http_served(config, router, model, registry) as http:
-            _rarely_collect()
+            collect_rarely()
             say_ready(ready_fd, {"role": "router", "address": router.address, "http": http, "metrics": metrics})
             await serve_until_signal(router)
 
@@ -108,19 +108,13 @@ async def run_worker(config: WorkerConfig, ready_fd: int | None, parent: int | N
         bound = config.model_copy(update={"metrics": metrics or None})
 
         def on_ready(info: WorkerInfo) -> None:
-            _rarely_collect()
+            collect_rarely()
             facts = {"role": str(info.pool), "name": info.name, "uuid": info.uuid}
             say_ready(ready_fd, {**facts, "address": info.kv_peers[0].endpoint, "metrics": metrics})
 
         engine = build_engine(bound, model, uuid4().hex)
         worker = Worker(bound, model, engine, WorkerMetrics(registry), partial(router_access, bound), tracer)
         return await serve(worker, on_ready)
-
-
-def _rarely_collect() -> None:
-    """Every token makes objects, and none of them a cycle: looking for some so often costs a router 8% of its CPU."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 10)
 
 
 def router_access(config: WorkerConfig) -> Access:

@@ -1,6 +1,6 @@
 import gc
 
-from splitserve.bench.collecting import rarely_collecting
+from splitserve.core.collecting import rarely_collecting
 
 
 def test_garbage_is_looked_for_rarely_meanwhile_and_as_before_afterwards() -> None:
