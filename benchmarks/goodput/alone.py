@@ -32,6 +32,11 @@ class Alone:
         ttft = self.ttft_of(prompt_tokens) / other.ttft_of(prompt_tokens)
         return math.sqrt(ttft * self.tpot_s / other.tpot_s)
 
+    def at_speed_of(self, other: "Alone") -> "Alone":
+        """As it would have been on a machine as fast as `other` met, where both have the same steps."""
+        factor = other.tpot_s / self.tpot_s
+        return Alone(self.ttft_s * factor, self.ttft_per_token_s * factor, other.tpot_s)
+
 
 UNIT = "colocated-1024"  # reads most prompts in one step
 

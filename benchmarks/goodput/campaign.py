@@ -153,7 +153,7 @@ class Campaign:
         self._say(self._line(found))
 
     async def _taken(self, system: System, served: Served, step: int, seed: int) -> Measured:
-        prompt_tokens, own = self._shape.mean_prompt_tokens, self.alone[system.name]
+        prompt_tokens, own = self._shape.mean_prompt_tokens, self._own(system)
         before = await one_alone.speed(served, prompt_tokens, 10_000 + step, own)
         factor = before if abs(before - 1.0) > NORMAL else 1.0
         requests = self._shape.requests(rate_rps(step) / factor, self._limits.requests, seed)
@@ -178,6 +178,11 @@ class Campaign:
             failed=run.count(Ending.FAILED),
             taken=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+
+    def _own(self, system: System) -> Alone:
+        """What a request alone got, at the one machine speed that all points are compared at."""
+        own = self.alone[system.name]
+        return own.at_speed_of(one_alone.unit_of(self.alone)) if system.idles else own
 
     def _late(self) -> bool:
         return time.monotonic() > self._limits.until

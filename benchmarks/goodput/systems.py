@@ -19,13 +19,15 @@ _TWO_POOLS = {"prefill": {"workers": 1}, "decode": {"workers": 1}}
 @dataclass(frozen=True, slots=True)
 class System:
     """`kind` is what the tables compare: the best `chunk` of the colocated systems counts as one. `settings` is as in
-    cluster.yaml. `cells`: those it is measured for."""
+    cluster.yaml. `cells`: those it is measured for. `idles`: nothing of it runs beside a request that is alone, so
+    that its steps are then those of every system that idles."""
 
     name: str
     kind: str
     settings: Mapping[str, Any]
     chunk: int = 0
     cells: tuple[Cell, ...] = field(default=CELLS)
+    idles: bool = True
 
 
 def colocated(chunk: int) -> System:
@@ -34,9 +36,10 @@ def colocated(chunk: int) -> System:
     return System(f"colocated-{chunk}", "colocated", {"engine": engine, "pools": {"decode": {"workers": 2}}}, chunk)
 
 
-def _separated(name: str, mode: str, cells: tuple[Cell, ...] = CELLS) -> System:
+def _separated(name: str, mode: str, cells: tuple[Cell, ...] = CELLS, idles: bool = True) -> System:
     engine = {"max_num_batched_tokens": SEPARATED_CHUNK, "max_num_seqs": MOST_SEQUENCES}
-    return System(name, name, {"engine": engine, "pools": _TWO_POOLS, "kv_transfer": {"mode": mode}}, cells=cells)
+    settings = {"engine": engine, "pools": _TWO_POOLS, "kv_transfer": {"mode": mode}}
+    return System(name, name, settings, cells=cells, idles=idles)
 
 
 KINDS = {
@@ -51,7 +54,7 @@ SYSTEMS = {
     for system in (
         _separated("push", "push"),
         *(colocated(chunk) for chunk in CHUNKS),
-        _separated("pull", "pull", DIAGONAL),
+        _separated("pull", "pull", DIAGONAL, idles=False),
         _separated("adaptive", "push", DIAGONAL),
         *(colocated(chunk) for chunk in LARGER_CHUNKS),
     )
