@@ -118,6 +118,13 @@ def test_an_slo_is_a_multiple_of_what_a_request_alone_gets() -> None:
     assert len(TPOT_CELLS) == 9
 
 
+def test_what_a_request_alone_got_is_compared_at_one_machine_speed() -> None:
+    slow = Alone(0.03, 0.0003, 0.009)
+    assert slow.at_speed_of(UNIT) == Alone(pytest.approx(0.02), pytest.approx(0.0002), UNIT.tpot_s)
+    assert slow.slower_than(UNIT, 700) == pytest.approx(1.5)
+    assert slow.at_speed_of(UNIT).slower_than(UNIT, 700) == pytest.approx(1.0)
+
+
 def test_objectives_are_multiples_of_the_ttft_of_whole_prompts_and_of_the_median_step() -> None:
     whole = Alone(0.02, 0.0002, 0.009)
     alone = {"push": Alone(0.1, 0.1, 0.007), "colocated-1024": whole, "pull": Alone(0.5, 0.1, 0.02)}
@@ -129,13 +136,6 @@ def test_objectives_are_multiples_of_the_ttft_of_whole_prompts_and_of_the_median
     ("lengths", "ttft_s", "line"),
     [((100, 200, 400), (0.05, 0.07, 0.11), (0.0002, 0.03)), ((100, 200, 400), (0.01, 0.03, 0.11), (0.00025, 0.0))],
 )
-def test_what_a_request_alone_got_is_compared_at_one_machine_speed() -> None:
-    slow = Alone(0.03, 0.0003, 0.009)
-    assert slow.at_speed_of(UNIT) == Alone(pytest.approx(0.02), pytest.approx(0.0002), UNIT.tpot_s)
-    assert slow.slower_than(UNIT, 700) == pytest.approx(1.5)
-    assert slow.at_speed_of(UNIT).slower_than(UNIT, 700) == pytest.approx(1.0)
-
-
 def test_a_prompts_base_is_never_below_nothing(
     lengths: Sequence[int], ttft_s: Sequence[float], line: tuple[float, float]
 ) -> None:
