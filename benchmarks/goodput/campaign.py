@@ -64,7 +64,7 @@ class Campaign:
         if any(system.name not in self.alone for system in self._systems):
             return False
         for number in range(1000):
-            turn = self._systems if number % 2 == 0 else tuple(reversed(self._systems))
+            turn = in_turn(self._systems if number % 2 == 0 else tuple(reversed(self._systems)))
             missing = [(system, self._missing(system)) for system in turn]
             if not any(steps for _, steps in missing):
                 return True
@@ -193,6 +193,18 @@ class Campaign:
         shares = ", ".join(f"{cell}: {found.timelines.met(cell.slo(unit)).mean():.0%}" for cell in slos)
         slower = f"; machine {found.slower:.2f} times as slow" if found.slower != 1.0 else ""
         return f"{found.system} at {rate_rps(found.step):.2f}/s (seed {found.seed}): {shares}{slower}"
+
+
+def in_turn(systems: Sequence[System]) -> list[System]:
+    """Kinds alternate: a kind of one system has its turn after every two of a kind of many, of which each needs less
+    to be ruled out than the one does to be known."""
+    many = [system for system in systems if system.chunk]
+    few = [system for system in systems if not system.chunk]
+    turn = list(few) if not many else []
+    for number, system in enumerate(many):
+        turn += few if number % 2 == 0 else []
+        turn.append(system)
+    return turn
 
 
 def _as_if(lines: Timelines, factor: float) -> Timelines:

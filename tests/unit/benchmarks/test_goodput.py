@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.goodput.alone import Alone, _line, unit_of
+from benchmarks.goodput.campaign import in_turn
 from benchmarks.goodput.cases import CELLS, SHAPES, TPOT_CELLS, WARM_UP_REQUESTS, Cell, rate_rps, step_of
 from benchmarks.goodput.grid import answers
 from benchmarks.goodput.points import Measured, Points
@@ -118,9 +119,17 @@ def test_an_slo_is_a_multiple_of_what_a_request_alone_gets() -> None:
     assert len(TPOT_CELLS) == 9
 
 
+def test_kinds_take_turns() -> None:
+    chunks = [f"colocated-{chunk}" for chunk in (128, 512, 32)]
+    names = [system.name for system in in_turn([SYSTEMS[name] for name in ("push", "pull", *chunks)])]
+    assert names == ["push", "pull", *chunks[:2], "push", "pull", chunks[2]]
+    assert in_turn([SYSTEMS["push"]]) == [SYSTEMS["push"]]
+
+
 def test_what_a_request_alone_got_is_compared_at_one_machine_speed() -> None:
     slow = Alone(0.03, 0.0003, 0.009)
-    assert slow.at_speed_of(UNIT) == Alone(pytest.approx(0.02), pytest.approx(0.0002), UNIT.tpot_s)
+    then = slow.at_speed_of(UNIT)
+    assert (then.ttft_s, then.ttft_per_token_s, then.tpot_s) == pytest.approx((0.02, 0.0002, UNIT.tpot_s))
     assert slow.slower_than(UNIT, 700) == pytest.approx(1.5)
     assert slow.at_speed_of(UNIT).slower_than(UNIT, 700) == pytest.approx(1.0)
 
