@@ -14,8 +14,9 @@ from random import Random
 
 from splitserve.core.worker import KvFormat, KvMode, Load, Pool, WorkerInfo
 from splitserve.routing.fleet import Fleet
-from splitserve.routing.policy import Need, Route, choose
+from splitserve.routing.policy import choose
 from splitserve.routing.promise import Promise
+from splitserve.routing.route import Need, Route
 
 FLEETS = (2, 8, 64, 256, 1024, 10_000)
 ROUNDS, DECISIONS = 9, 400

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 
 from splitserve.core.request import FinishReason, Logprob, SamplingParams, Tool, ToolCall, ToolChoice
 
@@ -67,8 +68,28 @@ def rank_uuid(worker: str, rank: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class StepCost:
+    """What a step of a worker's engine takes, in seconds through all `stages`: the coefficients of `latency/fit`.
+    Beyond a break (infinite: there is none) the slope changes by `..._more_s`."""
+
+    fixed_s: float
+    prefill_fixed_s: float
+    token_s: float
+    token_break: float
+    token_more_s: float
+    pair_s: float
+    chunk_s: float
+    decode_s: float
+    decode_break: float
+    decode_more_s: float
+    context_s: float
+    stages: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """What a worker says of itself when it joins. `uuid` is one process start; `name` is for people."""
+    """What a worker says of itself when it joins. `uuid` is one process start; `name` is for people. `step_cost`: None
+    if nobody has measured its engine."""
 
     uuid: str
     name: str
@@ -84,6 +105,7 @@ class WorkerInfo:
     metrics_address: str = ""
     restores: tuple[str, ...] = ()  # sampling fields whose state a request can bring along: `core/sampler_state`
     loras: tuple[str, ...] = ()  # names of the LoRA adapters that it has
+    step_cost: StepCost | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +114,9 @@ class Load:
 
     A prefill is accepted while `prefill_tokens` (accepted, not yet computed) is below `prefill_token_limit`. A decode
     that waits for KV is accepted while its blocks fit `parked_limit_blocks`: the rest is the prefill reserve.
+
+    `tpot_s` is the tightest TPOT objective of its decodes and `slack_s` the time for prompts that these leave now
+    (`routing/slack`); `slowdown` what its steps take of late, as a multiple of its step cost.
     """
 
     seen_jobs: int
@@ -107,6 +132,19 @@ class Load:
     draining: bool
     produced_tokens: int
     routers: int = 1  # attached to the worker now, this one included
+    tpot_s: float = inf
+    slack_s: float = inf
+    slowdown: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """What a job's request is to meet, in seconds: its first token from now on, each token after it in the mean, and
+    the longest gap between two (99 of 100). Infinite: it has no such objective."""
+
+    first_token_s: float = inf
+    tpot_s: float = inf
+    itl_s: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +171,7 @@ class PrefillJob:
     lora: str = ""
     cache_salt: str = ""
     traceparent: str = ""  # W3C Trace Context; empty: not traced
+    objectives: Objectives = Objectives()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +200,7 @@ class DecodeJob:
     cache_salt: str = ""
     traceparent: str = ""
     parse: Parse | None = None
+    objectives: Objectives = Objectives()
 
 
 Job = PrefillJob | DecodeJob

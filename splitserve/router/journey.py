@@ -33,7 +33,7 @@ from splitserve.router.text import Text
 from splitserve.router.timing import Stopwatch
 from splitserve.router.validate import Limits, check_prompt, check_request
 from splitserve.router.waiting import Ask, Binding, WaitingRequests
-from splitserve.routing.policy import Need
+from splitserve.routing.route import Need
 from splitserve.telemetry import traces
 from splitserve.telemetry.logs import Logger
 from splitserve.telemetry.metrics import RouterMetrics

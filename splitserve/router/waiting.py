@@ -1,8 +1,9 @@
 """Requests that have no route yet. They wait here and not in a worker, so that no decode block is held meanwhile.
 
-Strictly by (priority, arrival): what can't go now holds up whatever is behind it, so a long prompt never starves. Only
-a request that must avoid certain workers is passed by. One object on the router's event loop; `pump` never awaits. A
-route is bound late and its promise to the workers is given back on every ending.
+In the order of `routing/line`: what can't go now holds up whatever is behind it, so a long prompt never starves. Only a
+request that must avoid certain workers is passed by, and one that would be late by those that would not. One object on
+the router's event loop; `pump` never awaits. A route is bound late and its promise to the workers is given back on
+every ending.
 """
 
 import asyncio
@@ -11,13 +12,16 @@ from bisect import bisect_left, insort
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from math import inf
 from random import Random
 
 from splitserve.core.errors import Overloaded, SplitserveError, Unavailable
 from splitserve.core.worker import Pool, Ticket, WorkerInfo
 from splitserve.routing.fleet import Fleet
-from splitserve.routing.policy import Need, NoRoute, Route, Wait, choose, choose_target
+from splitserve.routing.line import Place
+from splitserve.routing.policy import choose, choose_target
 from splitserve.routing.promise import Promise
+from splitserve.routing.route import Need, NoRoute, Route, Wait
 
 _SHORTEST_RETRY_S = 0.5
 _LONGEST_RETRY_S = 30.0
@@ -26,13 +30,15 @@ _NEW_GAP_WEIGHT = 0.1  # of the moving mean of the time between two bindings
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One attempt's wish. `job_prefix` is unique among all attempts. `failed_with` is how the attempt before it failed:
-    such a request is never refused for want of room, and if no worker is left that is what it hears."""
+    """One attempt's wish. `job_prefix` is unique among all attempts. `first_token_s` is the request's TTFT objective.
+    `failed_with` is how the attempt before it failed: such a request is never refused for want of room, and if no
+    worker is left that is what it hears."""
 
     need: Need
     job_prefix: str
     priority: int
     arrived_at: float
+    first_token_s: float = inf
     failed_with: SplitserveError | None = None
 
 
@@ -63,9 +69,7 @@ class Binding:
 
 @dataclass(slots=True, order=True)
 class _Waiter:
-    priority: int
-    arrived_at: float
-    number: int
+    place: Place
     ask: Ask = field(compare=False)
     bound: asyncio.Future[Binding] = field(compare=False)
 
@@ -116,17 +120,33 @@ class WaitingRequests:
         lines = [line for line in self._picky.values() if line]
         while lines:
             line = min(lines, key=lambda each: each[0])
-            if goes := self._settle(line[0]):
+            if goes := self._settle(line[0], self._choose(line[0].ask.need)):
                 del line[0]
             lines = [each for each in lines if each and (goes or each is not line)]
-        while self._waiters and self._settle(self._waiters[0]):
+        while self._waiters and self._go_first():
+            pass
+
+    def _go_first(self) -> bool:
+        """Whether the first in the line needs not wait any more, or lets others pass."""
+        waiter = self._waiters[0]
+        choice = self._choose(waiter.ask.need) if not waiter.bound.done() else None
+        if isinstance(choice, Route) and len(self._waiters) > 1:
+            behind = waiter.place.after(self._clock() + choice.ttft_s)
+            if behind is not waiter.place:
+                waiter.place = behind
+                self._waiters.sort()
+                return True
+        goes = self._settle(waiter, choice)
+        if goes:
             del self._waiters[0]
+        return goes
 
     def _enter(self, ask: Ask) -> _Waiter:
         if len(self) >= self._limit and ask.failed_with is None:
             raise Overloaded(f"{len(self)} requests are waiting, the most this router keeps", self._retry_after_s())
         self._number += 1
-        waiter = _Waiter(ask.priority, ask.arrived_at, self._number, ask, asyncio.get_running_loop().create_future())
+        place = Place.of(ask.priority, ask.arrived_at, ask.first_token_s, self._number)
+        waiter = _Waiter(place, ask, asyncio.get_running_loop().create_future())
         insort(self._queue_of(ask.need), waiter)
         return waiter
 
@@ -146,10 +166,9 @@ class WaitingRequests:
         fleet costs as much as the next."""
         return self._picky.setdefault(_kind(need), []) if need.picky else self._waiters
 
-    def _settle(self, waiter: _Waiter) -> bool:
+    def _settle(self, waiter: _Waiter, choice: Route | Wait | NoRoute | None) -> bool:
         """Whether the waiter need not wait any more."""
         if not waiter.bound.done():
-            choice = self._choose(waiter.ask.need)
             if isinstance(choice, Route):
                 waiter.bound.set_result(self._bind(choice, waiter.ask))
             elif isinstance(choice, NoRoute):
@@ -159,9 +178,10 @@ class WaitingRequests:
         return True
 
     def _choose(self, need: Need) -> Route | Wait | NoRoute:
-        choice = choose(self._fleet.sample(self._clock(), self._random, need.beside), need)
+        now = self._clock()
+        choice = choose(self._fleet.sample(now, self._random, need.beside), need, now)
         if isinstance(choice, NoRoute):  # a sample can't say that nobody is left
-            return choose(self._fleet.candidates(self._clock()), need)
+            return choose(self._fleet.candidates(now), need, now)
         return choice
 
     def _bind(self, route: Route, ask: Ask) -> Binding:
@@ -174,6 +194,7 @@ class WaitingRequests:
         tokens = ask.need.tokens
         decode = Promise(Pool.DECODE, tokens, waits_for_kv=route.prefill is not None)
         self._fleet.promise(route.decode, binding.decode_job_id, decode)
+        self._fleet.reads_until(route.reader, binding.bound_at + route.read_s)
         if route.prefill is not None:
             self._fleet.promise(route.prefill, binding.prefill_job_id, Promise(Pool.PREFILL, tokens))
         self._note_bound(binding.bound_at)
@@ -195,4 +216,4 @@ class WaitingRequests:
 
 
 def _kind(need: Need) -> Need:
-    return replace(need, tokens=0)
+    return replace(need, tokens=0, due=inf, tpot_s=inf, output_tokens=1)

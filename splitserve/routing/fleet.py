@@ -6,23 +6,31 @@ caller's clock. It does not choose (`policy`) and does not judge what a worker a
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 from typing import TypeVar
 
 from splitserve.core.fleet import Health, WorkerStatus
 from splitserve.core.worker import KvFormat, Load, Pool, WorkerInfo
 from splitserve.kv.layout import differing_field
+from splitserve.latency.cost import latency_of
+from splitserve.latency.model import LatencyModel
 from splitserve.routing.admission import Limits, Room
+from splitserve.routing.outlook import Held, Outlook, outlook
 from splitserve.routing.promise import Effect, Promise, nothing
 
 WHOLE = 64  # workers of a fleet that a decision looks at one by one
 SAMPLE = 16  # candidates of each pool that it looks at in a larger one
+LEAST_SLOWDOWN, MOST_SLOWDOWN = 0.5, 4.0  # of a worker's steps: what lies beyond is taken for a mistake
 
 
 @dataclass(slots=True)
 class Candidate:
     """One live worker as `policy` sees it, until the fleet's next change. `load` has every promise taken off that the
-    worker has not reported yet. Workers of the same `kv_class` can write each other's KV."""
+    worker has not reported yet. Workers of the same `kv_class` can write each other's KV. `latency`: what its steps
+    cost, if that is known, and `slowdown` by which factor they are longer now. `tpot_s`: the tightest objective of its
+    decodes, and `slack_s` the time for prompts that these leave, in its own word; `read_until`: when it is predicted to
+    have read the prompts that it was given, on the caller's clock."""
 
     info: WorkerInfo
     limits: Limits
@@ -31,6 +39,32 @@ class Candidate:
     health: Health
     load: Room
     accepting: bool  # False before the first report, and from a NotNow until the next
+    latency: LatencyModel | None = None
+    slowdown: float = 1.0
+    tpot_s: float = inf
+    slack_s: float = inf
+    read_until: float = -inf
+    _outlook: Outlook | None = None
+    _outlook_of: tuple[object, ...] = ()
+
+    @property
+    def decodes(self) -> int:
+        """Sequences that are decoded there, or will be."""
+        return max(1, self.info.max_sequences - 1) - self.load.free_sequences
+
+    @property
+    def outlook(self) -> Outlook:
+        """Of a worker whose latency is known."""
+        load = self.load
+        grants = load.free_sequences, load.free_blocks, load.parked_limit_blocks, load.prefill_tokens, load.draining
+        of = (*grants, self.slowdown, self.tpot_s, self.slack_s)
+        if self._outlook is None or of != self._outlook_of:
+            assert self.latency is not None
+            held = Held(self.decodes, self.tpot_s, self.slack_s)
+            block_size = self.info.kv.block_size
+            self._outlook = outlook(self.latency, self.slowdown, held, load, self.limits, block_size)
+            self._outlook_of = of
+        return self._outlook
 
 
 @dataclass(slots=True)
@@ -91,6 +125,8 @@ class Fleet:
         limits = Limits.of(info.total_blocks, info.max_model_len, info.kv.block_size)
         load = nothing(info.pool)
         candidate = Candidate(info, limits, self._kv_class(info.kv), info.pool, Health.READY, load, accepting=False)
+        if info.step_cost is not None:
+            candidate.latency = latency_of(info.step_cost)
         member = self._members[info.uuid] = _Member(candidate, load, heard_at=now, active_at=now)
         self._pools[info.pool].append(member)
 
@@ -132,7 +168,10 @@ class Fleet:
             self.set_pool(uuid, load.pool)
         member.load = load
         member.heard_at = now
-        member.candidate.accepting = True
+        candidate = member.candidate
+        candidate.accepting = True
+        candidate.tpot_s, candidate.slack_s = load.tpot_s, load.slack_s
+        candidate.slowdown = min(MOST_SLOWDOWN, max(LEAST_SLOWDOWN, load.slowdown))
         member.forget([job_id for job_id, held in member.unseen.items() if _seen(held, load)])
         self._latest[member.candidate.pool] = member
 
@@ -171,6 +210,10 @@ class Fleet:
         """A route was bound; the job may be sent later."""
         member = self._members[uuid]
         member.promised(job_id, _Held(promise, Effect.of(promise, member.info.kv.block_size)))
+
+    def reads_until(self, uuid: str, time: float) -> None:
+        """When it is predicted to have read the prompts that were promised to it."""
+        self._members[uuid].candidate.read_until = time
 
     def holds(self, uuid: str, job_id: str) -> bool:
         """Whether the job is promised to this worker or running there; not if the worker has left, or left and come

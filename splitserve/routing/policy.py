@@ -7,64 +7,24 @@ so does the planner's simulator. A decision looks at each candidate once, so its
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from splitserve.core.fleet import Health
 from splitserve.core.worker import Pool
 from splitserve.kv.layout import blocks_for
+from splitserve.routing.adaptive import choose_adaptive
 from splitserve.routing.admission import decode_blocks, fits_decode, fits_decode_next, fits_prefill
 from splitserve.routing.fleet import Candidate
-
-_LEAST_TOKENS_TO_MOVE = (
-    2  # The last token's KV is recomputed where it is decoded: of one token nothing is left to move.
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What one request needs. `avoid`: workers that failed it, used only when no other is left; `exclude`: never.
-    `alone`: one worker computes and decodes it. `beside`: the worker that has its prompt cached, which computes the
-    rest, if it takes it now or once the prompts ahead are read. `lora`: the adapter that the worker must have."""
-
-    tokens: int  # prompt and output already sent
-    avoid: frozenset[str] = frozenset()
-    exclude: frozenset[str] = frozenset()
-    alone: bool = False
-    beside: str = ""
-    lora: str = ""
-
-    @property
-    def picky(self) -> bool:
-        """It may have to wait where another request would not."""
-        return bool(self.avoid or self.exclude or self.beside or self.lora)
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Worker uuids. Without `prefill` the decode worker computes the prompt itself."""
-
-    decode: str
-    prefill: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Live workers could serve it, but none can take it now."""
-
-
-@dataclass(frozen=True, slots=True)
-class NoRoute:
-    """No live worker can ever serve it."""
-
-    reason: str
-
+from splitserve.routing.outlook import LEAST_TOKENS_TO_MOVE
+from splitserve.routing.route import Need, NoRoute, Route, Wait
 
 _WAIT = Wait()
 _NEVER = (Health.DRAINING, Health.FAILING)  # a silent one may speak again at any moment
 
 
-def choose(everyone: Sequence[Candidate], need: Need) -> Route | Wait | NoRoute:
-    """The least loaded workers that take the request now; ties go to the one that joined first."""
+def choose(everyone: Sequence[Candidate], need: Need, now: float = 0.0) -> Route | Wait | NoRoute:
+    """The workers that serve the request now. With objectives, and where every worker's latency is known, by what is
+    predicted (`adaptive`), whatever pools they are in. Else the least loaded of each pool; ties go to the one that
+    joined first. `now`: on the clock of the need's `due`."""
     candidates = _able(everyone, need) if need.exclude or need.lora else everyone
     usable = [c for c in candidates if c.health is Health.READY]
     if need.avoid:
@@ -75,6 +35,8 @@ def choose(everyone: Sequence[Candidate], need: Need) -> Route | Wait | NoRoute:
         cached = next((c for c in usable if c.info.uuid == need.beside), None)
         if cached is not None and _computes_next(cached, need.tokens):
             return Route(cached.info.uuid) if _computes(cached, need.tokens) else _WAIT
+    if need.has_objectives and all(c.latency is not None for c in usable):
+        return choose_adaptive(usable, need, now) or _WAIT
     prefills = [c for c in usable if c.pool is Pool.PREFILL]
     decodes = [c for c in usable if c.pool is Pool.DECODE]
     if need.alone:
@@ -128,7 +90,7 @@ def _alone(candidates: list[Candidate], tokens: int) -> Route | None:
 
 # Whether KV can ever go this way; waiting won't change it -------------------------------------------
 def _sends(prefill: Candidate, tokens: int) -> bool:
-    return tokens >= _LEAST_TOKENS_TO_MOVE and blocks_for(tokens, prefill.info.kv.block_size) <= prefill.limits.reserve
+    return tokens >= LEAST_TOKENS_TO_MOVE and blocks_for(tokens, prefill.info.kv.block_size) <= prefill.limits.reserve
 
 
 def _receives(decode: Candidate, tokens: int) -> bool:

@@ -18,6 +18,7 @@ class Journal:
         "bound",
         "cached",
         "decode_worker",
+        "due",
         "first_token",
         "kv_ready",
         "last_token",
@@ -38,6 +39,7 @@ class Journal:
         self.next_turn: list[int] = requests.next_turn.tolist()
         self.pause: list[float] = [0.0] * count if requests.pause_s is None else requests.pause_s.tolist()
         self.bound = [NEVER] * count
+        self.due = [NEVER] * count
         self.prefill_start = [SKIPPED] * count
         self.prefill_end = [SKIPPED] * count
         self.kv_ready = [SKIPPED] * count

@@ -32,11 +32,13 @@ class Room:
         self.draining = False
 
 
-def candidate_of(spec: WorkerSpec, number: int) -> tuple[Candidate, Room]:
-    """The worker as the router's policy sees it, and what it grants."""
+def candidate_of(spec: WorkerSpec, number: int, tpot_s: float) -> tuple[Candidate, Room]:
+    """The worker as the router's policy sees it, and what it grants. `tpot_s`: the objective of all its decodes."""
     kv = KvFormat("plan", "plan", spec.block_tokens, 1, 1, 1, spec.block_tokens, KvMode.PUSH, "nixl")
     pool, name = _POOL[spec.role], f"{spec.role}-{number}"
     info = WorkerInfo(name, name, pool, "plan", kv, (), spec.kv_blocks, spec.max_sequences, spec.max_model_len, "plan")
     limits = Limits.of(spec.kv_blocks, spec.max_model_len, spec.block_tokens)
     room = Room(spec, limits)
-    return Candidate(info, limits, 0, pool, Health.READY, room, accepting=spec.cold_start_s <= 0), room
+    accepting = spec.cold_start_s <= 0
+    candidate = Candidate(info, limits, 0, pool, Health.READY, room, accepting, latency=spec.latency, tpot_s=tpot_s)
+    return candidate, room

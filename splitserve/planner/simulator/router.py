@@ -5,16 +5,19 @@ worker takes is refused on arrival and never ends; nor does the rest of its sess
 the one before it has ended, and its pause.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappop, heappush
 from random import Random
 from typing import TYPE_CHECKING
 
+from splitserve.core.slo import Slo
 from splitserve.core.worker import Pool
 from splitserve.planner.simulator.clock import Clock
-from splitserve.planner.simulator.journal import Journal
+from splitserve.planner.simulator.journal import NEVER, Journal
 from splitserve.routing.fleet import WHOLE, Candidate, drawn
-from splitserve.routing.policy import Need, Route, choose
+from splitserve.routing.line import Place
+from splitserve.routing.policy import choose
+from splitserve.routing.route import Need, Route
 
 if TYPE_CHECKING:
     from splitserve.planner.simulator.worker import Worker
@@ -23,11 +26,14 @@ if TYPE_CHECKING:
 class Router:
     """`workers` may be empty until `start`: workers and router know each other."""
 
-    def __init__(self, clock: Clock, journal: Journal, seed: int) -> None:
+    def __init__(self, clock: Clock, journal: Journal, seed: int, slo: Slo | None) -> None:
         self._clock = clock
         self._journal = journal
         self._random = Random(seed)
-        self._waiting: deque[int] = deque()
+        self._slo = slo
+        self._waiting: list[tuple[Place, int]] = []  # a heap; with each request
+        self._arrived = 0
+        self._output_tokens = round(sum(journal.output) / max(1, len(journal.output)))
         self._workers: dict[str, Worker] = {}
         self._candidates: list[Candidate] = []
         self._pools: dict[Pool, list[Candidate]] = {}
@@ -66,8 +72,11 @@ class Router:
         journal = self._journal
         if journal.prompt[request] + journal.output[request] > self._longest:
             return
-        self._waiting.append(request)
-        if len(self._waiting) == 1:
+        self._arrived += 1
+        place = Place.of(0, journal.arrival[request], self._first_token_s(request), self._arrived)
+        journal.due[request] = place.due
+        heappush(self._waiting, (place, request))
+        if self._slo is not None or len(self._waiting) == 1:
             self._pump()
 
     def changed(self, worker: "Worker") -> None:
@@ -76,14 +85,33 @@ class Router:
             self._latest[worker.candidate.pool] = worker.candidate
             self._pump()
 
+    def _first_token_s(self, request: int) -> float:
+        """Its objective."""
+        slo = self._slo
+        return NEVER if slo is None else slo.ttft_s + slo.ttft_per_token_s * self._journal.prompt[request]
+
     def _pump(self) -> None:
         """Binds from the front, as the router does: what can't go holds up what is behind it."""
-        waiting, prompt = self._waiting, self._journal.prompt
+        waiting = self._waiting
         while waiting:
-            route = choose(self._look(), Need(prompt[waiting[0]]))
+            place, request = waiting[0]
+            route = choose(self._look(), self._need(request), self._clock.now)
             if not isinstance(route, Route):
                 return
-            self._bind(waiting.popleft(), route)
+            heappop(waiting)
+            behind = place.after(self._clock.now + route.ttft_s)
+            if waiting and behind is not place:
+                heappush(waiting, (behind, request))
+            else:
+                self._bind(request, route)
+
+    def _need(self, request: int) -> Need:
+        journal, slo = self._journal, self._slo
+        if slo is None:
+            return Need(journal.prompt[request])
+        return Need(
+            journal.prompt[request], due=journal.due[request], tpot_s=slo.tpot_s, output_tokens=self._output_tokens
+        )
 
     def _look(self) -> list[Candidate]:
         if len(self._candidates) <= WHOLE:
@@ -94,6 +122,7 @@ class Router:
         journal, decode = self._journal, self._workers[route.decode]
         journal.bound[request] = self._clock.now
         journal.decode_worker[request] = decode.number
+        self._workers[route.reader].candidate.read_until = self._clock.now + route.read_s
         if route.prefill is None:
             decode.compute(request)
             return

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from splitserve.core.slo import Timelines
+from splitserve.core.slo import Slo, Timelines
 from splitserve.planner.deployment import Deployment
 from splitserve.planner.simulator.clock import Clock
 from splitserve.planner.simulator.journal import NEVER, Journal
@@ -10,17 +10,29 @@ from splitserve.planner.simulator.links import Links
 from splitserve.planner.simulator.outcome import Outcome
 from splitserve.planner.simulator.router import Router
 from splitserve.planner.simulator.worker import Worker
+from splitserve.routing.lengths import OutputLengths
 from splitserve.workload.requests import Requests
 
 
-def simulate(deployment: Deployment, requests: Requests, seed: int = 0, horizon_s: float | None = None) -> Outcome:
+def simulate(
+    deployment: Deployment,
+    requests: Requests,
+    seed: int = 0,
+    horizon_s: float | None = None,
+    slo: Slo | None = None,
+) -> Outcome:
     """Serves them all, or as far as it gets by `horizon_s` seconds. The seed draws what the router samples of a fleet
-    too large to be looked at whole; requests bring their own randomness."""
+    too large to be looked at whole; requests bring their own randomness. With `slo` the router schedules by these
+    objectives, whatever the workers' roles; without, it keeps to the roles."""
     clock, journal, links = Clock(), Journal(requests), Links(deployment)
-    router = Router(clock, journal, seed)
+    router = Router(clock, journal, seed, slo)
+    lengths = OutputLengths()
+    tpot_s = slo.tpot_s if slo is not None else NEVER
     firsts = range(len(requests)) if requests.follows is None else np.flatnonzero(requests.follows < 0).tolist()
     workers = [
-        Worker(number, spec, clock, journal, links, router, requests.prefixes, deployment.prefill_answers)
+        Worker(
+            number, spec, clock, journal, links, router, requests.prefixes, deployment.prefill_answers, tpot_s, lengths
+        )
         for number, spec in enumerate(deployment.workers)
     ]
     router.start(workers, firsts)

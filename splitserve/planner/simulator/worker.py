@@ -30,6 +30,17 @@ from splitserve.planner.simulator.room import candidate_of
 from splitserve.planner.simulator.router import Router
 from splitserve.planner.simulator.stretch import Stretch
 from splitserve.routing.admission import decode_blocks
+from splitserve.routing.lengths import OutputLengths
+from splitserve.routing.outlook import prompt_token_s
+from splitserve.routing.slack import (
+    LEAST_CHUNK,
+    STEPS_WITHOUT,
+    TOO_SHORT,
+    URGENT_TOO_SHORT,
+    chunk_within,
+    is_urgent,
+    slack_of,
+)
 from splitserve.workload.requests import Prefixes
 
 
@@ -55,6 +66,8 @@ class Sequence:
     since: int
     until: int
     running: bool = True
+    first_token: float = 0.0
+    made: int = 0
 
 
 Chunk = tuple[Prompt, int, bool]  # of which prompt, how many tokens, whether they are its last
@@ -73,10 +86,13 @@ class Worker:
         router: Router,
         prefixes: Prefixes | None,
         prefill_answers: bool,
+        tpot_s: float,
+        lengths: OutputLengths,
     ) -> None:
         self.number = number
         self.spec = spec
-        self.candidate, self._room = candidate_of(spec, number)
+        self.candidate, self._room = candidate_of(spec, number, tpot_s)
+        self._tpot_s = tpot_s  # objective of all decodes; infinite: prompts need not heed them
         self._clock = clock
         self._journal = journal
         self._links = links
@@ -101,6 +117,11 @@ class Worker:
         self._step = 0  # decode steps done
         self._ends: list[tuple[int, int, Sequence]] = []  # heap of (until, request, sequence)
         self._joined: list[Sequence] = []  # in that order; the last one is preempted first
+        self._paced: list[Sequence] = []
+        self._parked: set[int] = set()
+        self._token_s = prompt_token_s(spec.latency)
+        self._lengths = lengths
+        self._without = 0  # rounds in a row in which the decodes left no time for a prompt
         self._stretch: Stretch | None = None
         self._round: list[Chunk] | None = None  # the chunks of a mixed round under way
         self._wake_number = 0
@@ -137,12 +158,14 @@ class Worker:
     def park(self, request: int) -> None:
         """Blocks for KV that is on its way."""
         blocks = decode_blocks(self._journal.prompt[request], self._block)
+        self._parked.add(request)
         self._room.free_sequences -= 1
         self._room.parked_limit_blocks -= blocks
         self._hold(blocks)
 
     def received(self, request: int) -> None:
         """The KV is here."""
+        self._parked.discard(request)
         self._room.parked_limit_blocks += decode_blocks(self._journal.prompt[request], self._block)
         self._room.running += 1
         self._arrived.append(request)
@@ -189,6 +212,8 @@ class Worker:
         if freed:
             self._router.changed(self)
         self._take_in()
+        if self._tpot_s != NEVER:
+            self.candidate.slack_s = self._slack_s(TOO_SHORT)
         self._run()
         self._deciding = False
 
@@ -227,6 +252,8 @@ class Worker:
 
     def _end(self, request: int) -> None:
         self._journal.last_token[request] = self._clock.now
+        if self._tpot_s != NEVER:
+            self._lengths.add(self._journal.output[request])
         self._room.free_sequences += 1
         self._room.running -= 1
         self._served += 1
@@ -268,8 +295,38 @@ class Worker:
         self._joined.append(sequence)
         self._sequences += 1
         self._context += context
+        if self._journal.first_token[request] != NEVER:
+            self._pace(sequence, self._journal.output[request] - left)
         if len(self._joined) > 4 * self._sequences + 64:
             self._joined = [each for each in self._joined if each.running]
+
+    def _pace(self, sequence: Sequence, made: int) -> None:
+        """Its first token is out, or its time known, and so when the next ones are due: of `made` there were at the
+        step since which it runs."""
+        if self._tpot_s != NEVER:
+            first = self._journal.first_token[sequence.request]
+            sequence.first_token, sequence.made = first, made
+            self._paced.append(sequence)
+
+    def _slack_s(self, share: float) -> float:
+        """Until the next step must have ended, for every decode to keep its objective, but for a `share` of them whose
+        outputs may turn out too short."""
+        self._paced = [each for each in self._paced if each.running]
+        if not self._paced:
+            return NEVER
+        step_s = self._decode_s(self._sequences, self._context)
+        now, step, tpot_s, lengths = self._clock.now, self._step, self._tpot_s, self._lengths
+        return min(
+            slack_of(now - each.first_token, each.made + step - each.since, tpot_s, step_s, lengths, share)
+            for each in self._paced
+        )
+
+    def _until_first_tokens_s(self) -> float:
+        """For how long a step may keep those waiting whose KV is on its way: their first tokens take another one."""
+        now, due = self._clock.now, self._journal.due
+        left = [due[request] - now for request in self._parked]
+        step_s = self._decode_s(self._sequences + 1, self._context)
+        return min((left_s - step_s for left_s in left if left_s > step_s), default=NEVER)
 
     def _run(self) -> None:
         """What runs until the next boundary."""
@@ -314,6 +371,7 @@ class Worker:
                 break
             if first_token[sequence.request] == NEVER:
                 first_token[sequence.request] = time
+                self._pace(sequence, 0)
 
     def _steps_of_room(self) -> int:
         """Decode steps until the blocks run out."""
@@ -452,7 +510,8 @@ class Worker:
         chunks: list[Chunk] = []
         for stage in range(stages):
             decodes = share + (stage < rest)
-            some, step = self._chunks(self.spec.max_batched_tokens - decodes, decodes, self._context * decodes // n)
+            context = self._context * decodes // n
+            some, step = self._chunks(self._prompt_tokens(decodes, context), decodes, context)
             if step.prefills or step.decodes:
                 chunks += some
                 round_s += self._step_s(step) if stages == 1 else self._stage_s(step)
@@ -463,6 +522,21 @@ class Worker:
         self._stretch = Stretch(now, 1, round_s, 0.0)
         self._note_first_tokens(now + round_s)
         self._wake_at(now + round_s)
+
+    def _prompt_tokens(self, decodes: int, context: int) -> int:
+        """How many a step may compute beside so many decodes."""
+        most = self.spec.max_batched_tokens - decodes
+        if self._tpot_s == NEVER or not self._prompts:
+            return most
+        prompt, now = self._prompts[0], self._clock.now
+        left_s, alone_s = self._journal.due[prompt.request] - now, (prompt.tokens - prompt.done) * self._token_s
+        share = URGENT_TOO_SHORT if is_urgent(left_s, alone_s, self._tpot_s) else TOO_SHORT
+        within_s = min(self._slack_s(share), self._until_first_tokens_s())
+        fits = chunk_within(self.spec.latency, within_s, decodes, context, prompt.done, most)
+        if not fits and self._without >= STEPS_WITHOUT:
+            fits = min(LEAST_CHUNK, most)
+        self._without = 0 if fits else self._without + 1
+        return fits
 
     # Memory ------------------------------------------------------------------------------------------------------
     def _hold(self, blocks: int) -> None:

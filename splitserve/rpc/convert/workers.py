@@ -18,10 +18,12 @@ from splitserve.core.worker import (
     KvPart,
     KvPeer,
     Load,
+    Objectives,
     Outcome,
     Parse,
     Pool,
     PrefillJob,
+    StepCost,
     Ticket,
     TransferStats,
     WorkerInfo,
@@ -42,7 +44,7 @@ from splitserve.rpc.convert.requests import (
 )
 from splitserve.rpc.gen import admin_pb2, worker_pb2
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 _POOLS: Mapping[Pool, worker_pb2.Pool] = {Pool.PREFILL: worker_pb2.POOL_PREFILL, Pool.DECODE: worker_pb2.POOL_DECODE}
 _FAILURES: Mapping[Failure, worker_pb2.Failure] = {
@@ -78,7 +80,9 @@ def kv_peer_from_proto(message: worker_pb2.KvPeer) -> KvPeer:
 def worker_info_to_proto(info: WorkerInfo) -> worker_pb2.WorkerInfo:
     kv = same_fields_to(worker_pb2.KvFormat, info.kv)
     peers = [kv_peer_to_proto(peer) for peer in info.kv_peers]
-    return same_fields_to(worker_pb2.WorkerInfo, info, pool=pool_to_proto(info.pool), kv=kv, kv_peers=peers)
+    cost = same_fields_to(worker_pb2.StepCost, info.step_cost) if info.step_cost is not None else None
+    pool = pool_to_proto(info.pool)
+    return same_fields_to(worker_pb2.WorkerInfo, info, pool=pool, kv=kv, kv_peers=peers, step_cost=cost)
 
 
 def worker_info_from_proto(message: worker_pb2.WorkerInfo) -> WorkerInfo:
@@ -95,6 +99,7 @@ def worker_info_from_proto(message: worker_pb2.WorkerInfo) -> WorkerInfo:
         kv_peers=tuple(kv_peer_from_proto(peer) for peer in message.kv_peers),
         restores=tuple(message.restores),
         loras=tuple(message.loras),
+        step_cost=same_fields_from(StepCost, message.step_cost) if message.HasField("step_cost") else None,
     )
 
 
@@ -132,6 +137,7 @@ def job_to_proto(job: Job, number: int) -> worker_pb2.Job:
         cache_salt=job.cache_salt,
         traceparent=job.traceparent,
         ticket=ticket_to_proto(job.ticket) if job.ticket is not None else None,
+        objectives=same_fields_to(worker_pb2.Objectives, job.objectives),
     )
     if isinstance(job, DecodeJob):
         sampling, parse = sampling_to_proto(job.sampling), _parse_to_proto(job.parse)
@@ -244,7 +250,8 @@ def fleet_status_from_proto(message: admin_pb2.FleetStatus) -> FleetStatus:
 
 def _job_fields(message: worker_pb2.Job) -> dict[str, Any]:
     names = ("job_id", "request_id", "deadline_s", "priority", "lora", "cache_salt", "traceparent")
-    return {"prompt": tuple(message.prompt), **{name: getattr(message, name) for name in names}}
+    objectives = same_fields_from(Objectives, message.objectives)
+    return {"prompt": tuple(message.prompt), "objectives": objectives, **{n: getattr(message, n) for n in names}}
 
 
 def _parse_to_proto(parse: Parse | None) -> worker_pb2.Parse | None:

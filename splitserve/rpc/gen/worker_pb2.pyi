@@ -71,7 +71,7 @@ class Join(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[_Union[WorkerInfo, _Mapping]] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("uuid", "name", "pool", "model", "kv", "kv_peers", "total_blocks", "max_sequences", "max_model_len", "metrics_address", "pid", "engine", "restores", "loras")
+    __slots__ = ("uuid", "name", "pool", "model", "kv", "kv_peers", "total_blocks", "max_sequences", "max_model_len", "metrics_address", "pid", "engine", "restores", "loras", "step_cost")
     UUID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class WorkerInfo(_message.Message):
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     RESTORES_FIELD_NUMBER: _ClassVar[int]
     LORAS_FIELD_NUMBER: _ClassVar[int]
+    STEP_COST_FIELD_NUMBER: _ClassVar[int]
     uuid: str
     name: str
     pool: Pool
@@ -100,7 +101,36 @@ class WorkerInfo(_message.Message):
     engine: str
     restores: _containers.RepeatedScalarFieldContainer[str]
     loras: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, uuid: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[_Union[Pool, str]] = ..., model: _Optional[str] = ..., kv: _Optional[_Union[KvFormat, _Mapping]] = ..., kv_peers: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ..., total_blocks: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_model_len: _Optional[int] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., engine: _Optional[str] = ..., restores: _Optional[_Iterable[str]] = ..., loras: _Optional[_Iterable[str]] = ...) -> None: ...
+    step_cost: StepCost
+    def __init__(self, uuid: _Optional[str] = ..., name: _Optional[str] = ..., pool: _Optional[_Union[Pool, str]] = ..., model: _Optional[str] = ..., kv: _Optional[_Union[KvFormat, _Mapping]] = ..., kv_peers: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ..., total_blocks: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_model_len: _Optional[int] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., engine: _Optional[str] = ..., restores: _Optional[_Iterable[str]] = ..., loras: _Optional[_Iterable[str]] = ..., step_cost: _Optional[_Union[StepCost, _Mapping]] = ...) -> None: ...
+
+class StepCost(_message.Message):
+    __slots__ = ("fixed_s", "prefill_fixed_s", "token_s", "token_break", "token_more_s", "pair_s", "chunk_s", "decode_s", "decode_break", "decode_more_s", "context_s", "stages")
+    FIXED_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIXED_S_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_BREAK_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_MORE_S_FIELD_NUMBER: _ClassVar[int]
+    PAIR_S_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_BREAK_FIELD_NUMBER: _ClassVar[int]
+    DECODE_MORE_S_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_S_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    fixed_s: float
+    prefill_fixed_s: float
+    token_s: float
+    token_break: float
+    token_more_s: float
+    pair_s: float
+    chunk_s: float
+    decode_s: float
+    decode_break: float
+    decode_more_s: float
+    context_s: float
+    stages: int
+    def __init__(self, fixed_s: _Optional[float] = ..., prefill_fixed_s: _Optional[float] = ..., token_s: _Optional[float] = ..., token_break: _Optional[float] = ..., token_more_s: _Optional[float] = ..., pair_s: _Optional[float] = ..., chunk_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., decode_break: _Optional[float] = ..., decode_more_s: _Optional[float] = ..., context_s: _Optional[float] = ..., stages: _Optional[int] = ...) -> None: ...
 
 class KvFormat(_message.Message):
     __slots__ = ("model_fingerprint", "dtype", "block_size", "layers", "kv_heads", "head_dim", "mode", "block_bytes", "transport")
@@ -155,7 +185,7 @@ class KvPart(_message.Message):
     def __init__(self, first_layer: _Optional[int] = ..., layers: _Optional[int] = ..., first_head: _Optional[int] = ..., heads: _Optional[int] = ..., tensor_rank: _Optional[int] = ..., replica: _Optional[int] = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("seen_jobs", "free_blocks", "free_sequences", "prefill_tokens", "prefill_token_limit", "parked_limit_blocks", "running", "quarantined_blocks", "pinned_blocks", "pool", "draining", "produced_tokens", "routers")
+    __slots__ = ("seen_jobs", "free_blocks", "free_sequences", "prefill_tokens", "prefill_token_limit", "parked_limit_blocks", "running", "quarantined_blocks", "pinned_blocks", "pool", "draining", "produced_tokens", "routers", "tpot_s", "slack_s", "slowdown")
     SEEN_JOBS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FREE_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +199,9 @@ class Load(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     PRODUCED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ROUTERS_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    SLACK_S_FIELD_NUMBER: _ClassVar[int]
+    SLOWDOWN_FIELD_NUMBER: _ClassVar[int]
     seen_jobs: int
     free_blocks: int
     free_sequences: int
@@ -182,7 +215,10 @@ class Load(_message.Message):
     draining: bool
     produced_tokens: int
     routers: int
-    def __init__(self, seen_jobs: _Optional[int] = ..., free_blocks: _Optional[int] = ..., free_sequences: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., prefill_token_limit: _Optional[int] = ..., parked_limit_blocks: _Optional[int] = ..., running: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., draining: _Optional[bool] = ..., produced_tokens: _Optional[int] = ..., routers: _Optional[int] = ...) -> None: ...
+    tpot_s: float
+    slack_s: float
+    slowdown: float
+    def __init__(self, seen_jobs: _Optional[int] = ..., free_blocks: _Optional[int] = ..., free_sequences: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., prefill_token_limit: _Optional[int] = ..., parked_limit_blocks: _Optional[int] = ..., running: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., draining: _Optional[bool] = ..., produced_tokens: _Optional[int] = ..., routers: _Optional[int] = ..., tpot_s: _Optional[float] = ..., slack_s: _Optional[float] = ..., slowdown: _Optional[float] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("router_uuid", "heartbeat_interval_s")
@@ -193,7 +229,7 @@ class Welcome(_message.Message):
     def __init__(self, router_uuid: _Optional[str] = ..., heartbeat_interval_s: _Optional[float] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("number", "job_id", "request_id", "prefill", "decode", "prompt", "ticket", "deadline_s", "priority", "lora", "cache_salt", "traceparent")
+    __slots__ = ("number", "job_id", "request_id", "prefill", "decode", "prompt", "ticket", "deadline_s", "priority", "lora", "cache_salt", "traceparent", "objectives")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -206,6 +242,7 @@ class Job(_message.Message):
     LORA_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVES_FIELD_NUMBER: _ClassVar[int]
     number: int
     job_id: str
     request_id: str
@@ -218,7 +255,18 @@ class Job(_message.Message):
     lora: str
     cache_salt: str
     traceparent: str
-    def __init__(self, number: _Optional[int] = ..., job_id: _Optional[str] = ..., request_id: _Optional[str] = ..., prefill: _Optional[_Union[PrefillJob, _Mapping]] = ..., decode: _Optional[_Union[DecodeJob, _Mapping]] = ..., prompt: _Optional[_Iterable[int]] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., deadline_s: _Optional[float] = ..., priority: _Optional[int] = ..., lora: _Optional[str] = ..., cache_salt: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    objectives: Objectives
+    def __init__(self, number: _Optional[int] = ..., job_id: _Optional[str] = ..., request_id: _Optional[str] = ..., prefill: _Optional[_Union[PrefillJob, _Mapping]] = ..., decode: _Optional[_Union[DecodeJob, _Mapping]] = ..., prompt: _Optional[_Iterable[int]] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., deadline_s: _Optional[float] = ..., priority: _Optional[int] = ..., lora: _Optional[str] = ..., cache_salt: _Optional[str] = ..., traceparent: _Optional[str] = ..., objectives: _Optional[_Union[Objectives, _Mapping]] = ...) -> None: ...
+
+class Objectives(_message.Message):
+    __slots__ = ("first_token_s", "tpot_s", "itl_s")
+    FIRST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    ITL_S_FIELD_NUMBER: _ClassVar[int]
+    first_token_s: float
+    tpot_s: float
+    itl_s: float
+    def __init__(self, first_token_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., itl_s: _Optional[float] = ...) -> None: ...
 
 class PrefillJob(_message.Message):
     __slots__ = ()

@@ -11,7 +11,7 @@ from splitserve.core.errors import Overloaded, Unavailable
 from splitserve.core.worker import Load, Pool, WorkerInfo
 from splitserve.router.waiting import Ask, Binding, WaitingRequests
 from splitserve.routing.fleet import Candidate, Fleet
-from splitserve.routing.policy import Need
+from splitserve.routing.route import Need
 from tests.unit.router.scripted import WITHIN_S, load_of, worker_info
 
 DECODE = worker_info("d0", Pool.DECODE)

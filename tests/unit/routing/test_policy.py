@@ -10,7 +10,8 @@ from splitserve.core.fleet import Health
 from splitserve.core.worker import KvFormat, KvMode, Load, Pool, WorkerInfo
 from splitserve.routing.admission import Limits, fits_decode, fits_prefill
 from splitserve.routing.fleet import Candidate
-from splitserve.routing.policy import Need, NoRoute, Route, Wait, choose, choose_target
+from splitserve.routing.policy import choose, choose_target
+from splitserve.routing.route import Need, NoRoute, Route, Wait
 from tests.unit.peers import peer
 
 KV = KvFormat("print", "float32", 16, 4, 2, 64, 1024, KvMode.PUSH, "shm")

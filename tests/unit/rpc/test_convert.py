@@ -33,10 +33,12 @@ from splitserve.core.worker import (
     KvPart,
     KvPeer,
     Load,
+    Objectives,
     Outcome,
     Parse,
     Pool,
     PrefillJob,
+    StepCost,
     Ticket,
     TransferStats,
     WorkerInfo,
@@ -93,8 +95,10 @@ INFO = WorkerInfo(
     "127.0.0.1:9401",
     ("presence_penalty", "seed"),
     ("poet",),
+    StepCost(0.005, 0.001, 2e-4, 300.0, 1e-5, 1e-9, 2e-4, 5e-4, float("inf"), 0.0, 3e-8, 2),
 )
-LOAD = Load(3, 90, 7, 12, 4096, 50, 2, 1, 4, Pool.DECODE, True, 999, 3)
+LOAD = Load(3, 90, 7, 12, 4096, 50, 2, 1, 4, Pool.DECODE, True, 999, 3, 0.05, -0.25, 1.5)
+OBJECTIVES = Objectives(0.5, 0.05, float("inf"))
 TICKET = Ticket("t", 2, RANKS, (peer("v"),), b"\x00\xff")
 LOGPROBS = ((Logprob(5, -0.5, 1), Logprob(6, -1.5, 2)), (Logprob(7, -0.25, 1),))
 TIMINGS = Timings(0.1, 0.2, 0.3, 0.4, 0.5, "p0", "d0", 1024, 512, 2)
@@ -154,7 +158,8 @@ def test_every_field_comes_back(value: object, there: Any, back: Any) -> None:
         DecodeJob("r", "r", (1,), SAMPLING, 5.0, parse=Parse(TOOLS, ToolChoice(function="time"))),
         DecodeJob("r/1/decode", "r", (1, 2), SAMPLING, 5.0),
         PrefillJob("r/1/prefill", "r", (1, 2), TICKET, 5.0, 3),
-        PrefillJob("r/1/prefill", "r", (1, 2), TICKET, 5.0, 3, "poet", "salt", "00-1"),
+        PrefillJob("r/1/prefill", "r", (1, 2), TICKET, 5.0, 3, "poet", "salt", "00-1", OBJECTIVES),
+        DecodeJob("r", "r", (1,), SAMPLING, 5.0, objectives=OBJECTIVES),
     ],
 )
 def test_a_job_comes_back_and_keeps_its_number(job: DecodeJob | PrefillJob) -> None:
@@ -244,6 +249,8 @@ def test_an_unset_field_takes_its_default_and_a_set_zero_stays() -> None:
         (worker_pb2.KvPeer, KvPeer),
         (worker_pb2.KvPart, KvPart),
         (worker_pb2.Load, Load),
+        (worker_pb2.StepCost, StepCost),
+        (worker_pb2.Objectives, Objectives),
         (worker_pb2.TransferStats, TransferStats),
         (worker_pb2.Ticket, Ticket),
         (worker_pb2.Delta, Delta),

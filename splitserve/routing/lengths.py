@@ -1,0 +1,31 @@
+"""How long outputs have been of late, and so how many more tokens a request may still make. Pure state, one owner."""
+
+from bisect import bisect_right, insort
+from collections import deque
+
+WINDOW = 512  # outputs
+FEWEST = 16  # of them that say anything
+
+
+class OutputLengths:
+    """Lengths in tokens, of the last `WINDOW` outputs that ended."""
+
+    __slots__ = ("_recent", "_sorted")
+
+    def __init__(self) -> None:
+        self._recent: deque[int] = deque()
+        self._sorted: list[int] = []
+
+    def add(self, tokens: int) -> None:
+        self._recent.append(tokens)
+        insort(self._sorted, tokens)
+        if len(self._recent) > WINDOW:
+            del self._sorted[bisect_right(self._sorted, self._recent.popleft()) - 1]
+
+    def remaining(self, made: int, share: float) -> int:
+        """What all but a `share` of those that were longer than `made` had still to come then; 0 where too few were."""
+        beyond = bisect_right(self._sorted, made)
+        count = len(self._sorted) - beyond
+        if count < FEWEST:
+            return 0
+        return self._sorted[beyond + int(share * count)] - made

@@ -1,0 +1,104 @@
+"""What one more request would mean to a worker, from its latency model and what it holds. Pure.
+
+Worked out once per change of the worker's load and not per decision, which compares dozens of workers.
+"""
+
+from dataclasses import dataclass
+
+from splitserve.latency.model import LatencyModel, Step, pairs
+from splitserve.routing.admission import Limits, Room
+
+LEAST_RATE = 0.05  # of full speed: what prompts get beside decodes at least (`slack.STEPS_WITHOUT`)
+LEAST_TOKENS_TO_MOVE = 2  # the last token's KV is recomputed where it is decoded: of one token nothing is left to move
+_TOKENS = 1024  # of the prompt, and of the context, that slopes are taken from
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Seconds, and tokens.
+
+    `decodes`: running or promised; `step_s` a decode step of theirs, `next_step_s` with one more, `context_token_s` for
+    each token that it brings. `slack_s`: for how long prompts may be read at full speed, and `rate` at which share of
+    it after that. `starts`, `parks` and `computes`: of how many tokens at most a prefill, a decode that waits for KV,
+    and one that computes its prompt is taken now; below 0: none.
+    """
+
+    decodes: int
+    step_s: float
+    next_step_s: float
+    context_token_s: float
+    slack_s: float
+    rate: float
+    slowdown: float
+    attainable: bool  # the TPOT objectives there, by a request alone
+    starts: int
+    parks: int
+    computes: int
+
+    def step_with_s(self, tokens: int) -> float:
+        """A decode step with one more sequence of so many tokens."""
+        return self.next_step_s + self.context_token_s * tokens
+
+    def read_s(self, alone_s: float) -> float:
+        """Until a prompt is read that takes so long on this worker with nothing beside it, begun now: the decodes have
+        a step under way, and one beside it."""
+        begins_s = 2 * self.step_s
+        if alone_s <= self.slack_s:
+            return begins_s + alone_s
+        return begins_s + self.slack_s + (alone_s - self.slack_s) / self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an outlook is of, beside the worker's grants: its decodes, the tightest TPOT objective of these, and the
+    slack that it said they leave."""
+
+    decodes: int
+    tpot_s: float
+    slack_s: float
+
+
+def outlook(latency: LatencyModel, slowdown: float, held: Held, load: Room, limits: Limits, block_size: int) -> Outlook:
+    """`slowdown`: what the worker's steps really take, as a multiple of what the model says."""
+    decodes = held.decodes
+    context = max(0, (limits.total - load.free_blocks) * block_size - load.prefill_tokens)
+    step_s = latency.step_s(Step(0, 0, 0, decodes, context)) * slowdown
+    next_step_s = latency.step_s(Step(0, 0, 0, decodes + 1, context)) * slowdown
+    more_s = latency.step_s(Step(0, 0, 0, decodes + 1, context + _TOKENS)) * slowdown
+    starts, parks, computes = _most_tokens(load, limits, block_size)
+    return Outlook(
+        decodes=decodes,
+        step_s=step_s,
+        next_step_s=next_step_s,
+        context_token_s=(more_s - next_step_s) / _TOKENS,
+        slack_s=max(0.0, held.slack_s),
+        rate=max(LEAST_RATE, 1.0 - step_s / held.tpot_s),
+        slowdown=slowdown,
+        attainable=latency.step_s(Step(0, 0, 0, 1, 0)) * slowdown < held.tpot_s,
+        starts=starts,
+        parks=parks,
+        computes=computes,
+    )
+
+
+def _most_tokens(load: Room, limits: Limits, block_size: int) -> tuple[int, int, int]:
+    """By the rule of `admission`."""
+    if load.draining:
+        return -1, -1, -1
+    free = load.free_blocks
+    slot = load.prefill_tokens < load.prefill_token_limit
+    sequence = load.free_sequences >= 1
+    starts = min(free, limits.reserve) * block_size if slot else -1
+    parks = min(free, load.parked_limit_blocks, limits.parked_limit) * block_size - 1 if sequence else -1
+    computes = free * block_size - 1 if slot and sequence else -1
+    return starts, parks, computes
+
+
+def alone_s(latency: LatencyModel, tokens: int) -> float:
+    """Of a prompt that has the worker to itself."""
+    return latency.step_s(Step(tokens, pairs(tokens, 0), 1, 0, 0))
+
+
+def prompt_token_s(latency: LatencyModel) -> float:
+    """Of prompts, one after the other, per token."""
+    return alone_s(latency, _TOKENS) / _TOKENS

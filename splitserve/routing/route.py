@@ -1,0 +1,61 @@
+"""What a request needs of the fleet, and what `policy` answers: plain values."""
+
+from dataclasses import dataclass
+from math import inf, isinf
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one request needs. `avoid`: workers that failed it, used only when no other is left; `exclude`: never.
+    `alone`: one worker computes and decodes it. `beside`: the worker that has its prompt cached, which computes the
+    rest, if it takes it now or once the prompts ahead are read. `lora`: the adapter that the worker must have.
+
+    Its objectives, if it has any: `due` is when its first token should be out, on the caller's clock, and `tpot_s` what
+    a token after that may take; `output_tokens` is how many it is expected to make."""
+
+    tokens: int  # prompt and output already sent
+    avoid: frozenset[str] = frozenset()
+    exclude: frozenset[str] = frozenset()
+    alone: bool = False
+    beside: str = ""
+    lora: str = ""
+    due: float = inf
+    tpot_s: float = inf
+    output_tokens: int = 1
+
+    @property
+    def picky(self) -> bool:
+        """It may have to wait where another request would not."""
+        return bool(self.avoid or self.exclude or self.beside or self.lora)
+
+    @property
+    def has_objectives(self) -> bool:
+        return not (isinf(self.due) and isinf(self.tpot_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Worker uuids. Without `prefill` the decode worker computes the prompt itself. If it was predicted, in seconds
+    from now: `read_s` until the prompt is read, `ttft_s` until the first token is out."""
+
+    decode: str
+    prefill: str | None = None
+    read_s: float = 0.0
+    ttft_s: float = 0.0
+
+    @property
+    def reader(self) -> str:
+        """Who reads the prompt."""
+        return self.prefill or self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Live workers could serve it, but none can take it now, or one that will soon serves everyone better."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoute:
+    """No live worker can ever serve it."""
+
+    reason: str

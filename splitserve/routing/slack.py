@@ -1,0 +1,58 @@
+"""How many prompt tokens a step may compute beside decodes, so that each of those keeps its TPOT objective. Pure.
+
+The first token of a decode came out at some moment; its n-th one after that is due n * TPOT later. A decode that has
+been faster than its objective has time to spare, and if its steps are shorter than its objective it will have more by
+the end of its output. How long outputs are is known of those that ended lately. What of all that can be spent at once,
+without most outputs ending too soon to make up for it, is the decode's *slack*; a worker's is the least of its
+decodes'. In that time prompts may be read, in one large chunk or in many small ones.
+
+It is not a scheduler: an engine asks before each step, and so does the planner's simulated worker.
+"""
+
+from splitserve.latency.model import Step, StepLatency, pairs
+from splitserve.routing.lengths import OutputLengths
+
+LEAST_CHUNK = 32  # prompt tokens worth a step's extra work
+STEPS_WITHOUT = 8  # so many steps in a row may compute none: a prompt goes on however late the decodes are
+MARGIN = 0.95  # of TPOT objectives: what a step takes is only predicted
+TOO_SHORT = 0.1  # share of outputs that may end before they have made up for a prompt
+URGENT_TOO_SHORT = 0.5  # for a prompt that would be late otherwise: then one request's objective stands against another
+
+
+def slack_of(
+    since_first_s: float, made: int, tpot_s: float, step_s: float, lengths: OutputLengths, share: float
+) -> float:
+    """Of one decode, in seconds: its first token came out so long ago, `made` are out by now, a step without prompts
+    takes `step_s`. All but a `share` of the outputs that are longer than this one is now will still keep `tpot_s`."""
+    pace_s = tpot_s * MARGIN
+    spare_s = pace_s - step_s
+    to_come = lengths.remaining(made, share) if spare_s > 0.0 else 0
+    return made * pace_s - since_first_s + to_come * spare_s
+
+
+def is_urgent(left_s: float, alone_s: float, tpot_s: float) -> bool:
+    """Whether a prompt that needs so long at full speed is late if it gets less, and is not late anyhow. `left_s`:
+    until its first token is due."""
+    return alone_s <= left_s < 1.5 * alone_s + tpot_s
+
+
+def chunk_within(latency: StepLatency, slack_s: float, decodes: int, context: int, done: int, most: int) -> int:
+    """The most prompt tokens, up to `most`, that a step can compute in that time beside decodes that read so many
+    tokens of context. `done` of the prompt are computed already. 0 if fewer than `LEAST_CHUNK` fit."""
+    if most <= 0 or _step_s(latency, most, decodes, context, done) <= slack_s:
+        return most
+    least = min(LEAST_CHUNK, most)
+    if _step_s(latency, least, decodes, context, done) > slack_s:
+        return 0
+    fits, too_many = least, most
+    while too_many - fits > fits // 16 + 1:
+        between = (fits + too_many) // 2
+        if _step_s(latency, between, decodes, context, done) <= slack_s:
+            fits = between
+        else:
+            too_many = between
+    return fits
+
+
+def _step_s(latency: StepLatency, tokens: int, decodes: int, context: int, done: int) -> float:
+    return latency.step_s(Step(tokens, pairs(tokens, done), 1, decodes, context))

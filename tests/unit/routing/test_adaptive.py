@@ -1,0 +1,194 @@
+"""Routes by what is predicted."""
+
+from dataclasses import replace
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitserve.core.fleet import Health
+from splitserve.core.worker import KvFormat, KvMode, Load, Pool, WorkerInfo
+from splitserve.latency.linear import LinearLatency
+from splitserve.routing.admission import Limits, fits_decode, fits_prefill
+from splitserve.routing.fleet import Candidate
+from splitserve.routing.policy import choose
+from splitserve.routing.route import Need, NoRoute, Route, Wait
+from tests.unit.peers import peer
+
+KV = KvFormat("print", "float32", 16, 4, 2, 64, 1024, KvMode.PUSH, "shm")
+LATENCY = LinearLatency(fixed_s=0.006, prefill_token_s=0.00025, decode_token_s=0.0005)
+BLOCKS, SEQUENCES, LENGTH = 2000, 33, 4096
+TOKENS = 800  # 206 ms alone
+READ_S = 0.206
+
+
+def worker(name: str, decodes: int = 0, reads_s: float = 0.0, **others: object) -> Candidate:
+    """With so many decodes, and so long to read yet of the prompts that it has."""
+    kv = others.pop("kv", KV)
+    assert isinstance(kv, KvFormat)
+    info = WorkerInfo(name, name, Pool.DECODE, "m", kv, (peer(name),), BLOCKS, SEQUENCES, LENGTH, "sim")
+    limits = Limits.of(BLOCKS, LENGTH, kv.block_size)
+    grants = Load(0, BLOCKS, SEQUENCES - 1 - decodes, 0, 2048, limits.parked_limit, 0, 0, 0, Pool.DECODE, False, 0)
+    grants = replace(grants, prefill_tokens=100 if reads_s else 0)
+    fields: dict[str, object] = {
+        "accepting": True,
+        "latency": LATENCY,
+        "tpot_s": 0.02,
+        "slack_s": inf,
+        "read_until": reads_s,
+    }
+    return Candidate(info, limits, hash(kv), Pool.DECODE, Health.READY, grants, **(fields | others))  # type: ignore[arg-type]
+
+
+def chosen(fleet: list[Candidate], need: Need) -> tuple[str, str | None] | None:
+    """Who decodes and who reads the prompt; None: it waits."""
+    found = choose(fleet, need, now=0.0)
+    assert not isinstance(found, NoRoute)
+    return (found.decode, found.prefill) if isinstance(found, Route) else None
+
+
+def need(due: float, tpot_s: float = 0.02, **others: object) -> Need:
+    return Need(TOKENS, due=due, tpot_s=tpot_s, output_tokens=100, **others)  # type: ignore[arg-type]
+
+
+EASY, TIGHT = need(due=2.0), need(due=1.6 * READ_S)
+
+
+def test_in_an_idle_fleet_one_worker_does_it_all() -> None:
+    assert chosen([worker("a"), worker("b")], EASY) == ("a", None)
+
+
+def test_a_worker_without_decodes_reads_for_the_one_that_has_some() -> None:
+    assert chosen([worker("a", decodes=5), worker("b")], EASY) == ("a", "b")
+
+
+def test_decodes_are_packed() -> None:
+    assert chosen([worker("a", decodes=3), worker("b", decodes=9), worker("c")], EASY) == ("b", "c")
+
+
+def test_a_worker_whose_steps_would_miss_the_tpot_objective_gets_no_more() -> None:
+    """25 decodes take 18.5 ms, and 18 ms is nine tenths of the objective."""
+    assert chosen([worker("a", decodes=24, slack_s=0.0), worker("b", decodes=9), worker("c")], EASY) == ("b", "c")
+
+
+def test_decodes_with_time_to_spare_may_be_joined_by_more_for_a_while() -> None:
+    assert chosen([worker("a", decodes=24, slack_s=1.0), worker("b", decodes=9), worker("c")], EASY) == ("a", "c")
+
+
+def test_the_tightest_objective_of_a_workers_decodes_counts() -> None:
+    fleet = [worker("a", decodes=20, tpot_s=0.015, slack_s=0.0), worker("b", decodes=9), worker("c")]
+    assert chosen(fleet, need(2.0, tpot_s=1.0)) == ("b", "c")
+
+
+def test_a_new_worker_decodes_when_no_other_keeps_the_objective() -> None:
+    assert chosen([worker("a", decodes=24, slack_s=0.0), worker("b")], EASY) == ("b", None)
+
+
+def test_without_one_it_waits() -> None:
+    assert chosen([worker(name, decodes=24, slack_s=0.0) for name in "ab"], EASY) is None
+
+
+def test_an_objective_that_nobody_can_keep_holds_nothing_up() -> None:
+    fleet = [worker("a", decodes=24, slack_s=0.0, tpot_s=0.001)]
+    assert chosen(fleet, need(2.0, tpot_s=0.001)) == ("a", None)
+
+
+def test_what_is_in_time_may_wait_for_the_worker_that_costs_least() -> None:
+    assert chosen([worker("a", decodes=5), worker("b", reads_s=0.2)], EASY) is None
+
+
+def test_what_would_be_late_goes_where_it_is_read_soonest() -> None:
+    assert chosen([worker("a", decodes=5), worker("b", reads_s=0.2)], TIGHT) == ("a", None)
+
+
+def test_beside_decodes_without_slack_a_prompt_takes_longer() -> None:
+    """b reads in its decodes' slack, a at a little over half its speed."""
+    fleet = [worker("a", decodes=5, slack_s=0.0), worker("b", decodes=5)]
+    assert chosen(fleet, TIGHT) == ("b", None)
+
+
+def test_a_slower_worker_is_predicted_to_take_longer() -> None:
+    assert chosen([worker("a", slowdown=2.0), worker("b")], TIGHT) == ("b", None)
+
+
+def test_kv_moves_only_between_workers_that_can_write_each_others() -> None:
+    other = replace(KV, dtype="bfloat16")
+    assert chosen([worker("a", decodes=5), worker("b", kv=other)], EASY) == ("a", None)
+
+
+def test_a_request_that_must_be_read_where_it_is_decoded_is() -> None:
+    assert chosen([worker("a", decodes=5), worker("b")], need(2.0, alone=True)) == ("a", None)
+
+
+def test_one_token_is_not_worth_moving() -> None:
+    fleet = [worker("a", decodes=5), worker("b")]
+    assert chosen(fleet, Need(1, due=2.0, tpot_s=0.02, output_tokens=100)) == ("a", None)
+
+
+def test_without_objectives_pools_count() -> None:
+    fleet = [worker("a", decodes=5), worker("b", decodes=9)]
+    assert choose(fleet, Need(TOKENS)) == Route("a")
+
+
+def test_without_every_workers_latency_pools_count() -> None:
+    fleet = [worker("a", decodes=5), worker("b", decodes=9, latency=None)]
+    assert choose(fleet, EASY, 0.0) == Route("a")
+
+
+def test_what_was_predicted_is_said() -> None:
+    found = choose([worker("a", decodes=5), worker("b")], EASY, 0.0)
+    assert isinstance(found, Route)
+    assert found.read_s == pytest.approx(READ_S)
+    assert found.ttft_s == pytest.approx(READ_S + 0.006 + 6 * 0.0005)
+
+
+workers = st.builds(
+    worker,
+    st.sampled_from("abcdefgh"),
+    decodes=st.integers(0, SEQUENCES - 1),
+    reads_s=st.sampled_from([0.0, 0.1, 3.0]),
+    slack_s=st.floats(-1.0, 3.0),
+    tpot_s=st.sampled_from([0.001, 0.02, 0.1]),
+    slowdown=st.floats(0.5, 3.0),
+    accepting=st.booleans(),
+)
+needs = st.builds(
+    Need,
+    st.integers(1, LENGTH),
+    due=st.floats(-5.0, 5.0),
+    tpot_s=st.sampled_from([0.001, 0.02, inf]),
+    output_tokens=st.integers(1, 1000),
+    alone=st.booleans(),
+)
+
+
+@given(st.lists(workers, min_size=1, unique_by=lambda each: each.info.uuid), st.integers(0, BLOCKS), needs)
+def test_a_request_goes_where_it_fits_and_the_same_way_in_the_same_state(
+    fleet: list[Candidate], free_blocks: int, asked: Need
+) -> None:
+    grants = fleet[0].load
+    assert isinstance(grants, Load)
+    fleet[0].load = replace(grants, free_blocks=free_blocks)
+    found = choose(fleet, asked, 0.0)
+    assert found == choose(fleet, asked, 0.0)
+    if not isinstance(found, Route):
+        assert found == Wait()
+        return
+    by_name = {each.info.uuid: each for each in fleet}
+    decode, block = by_name[found.decode], KV.block_size
+    assert fits_decode(decode.load, asked.tokens, block, waits_for_kv=found.prefill is not None)
+    assert decode.accepting
+    if found.prefill is not None:
+        reader = by_name[found.prefill]
+        assert reader is not decode
+        assert reader.accepting
+        assert not asked.alone
+        assert fits_prefill(reader.load, asked.tokens, block)
+
+
+@given(st.lists(workers, min_size=1, unique_by=lambda each: each.info.uuid), needs)
+def test_an_idle_worker_is_never_left_idle_by_a_request_that_would_be_late(fleet: list[Candidate], asked: Need) -> None:
+    idle = worker("idle", slack_s=inf)
+    found = choose([*fleet, idle], replace(asked, due=-1.0), 0.0)
+    assert isinstance(found, Route)
