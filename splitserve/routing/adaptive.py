@@ -20,7 +20,7 @@ from splitserve.routing.outlook import LEAST_TOKENS_TO_MOVE, Outlook, alone_s
 from splitserve.routing.route import Need, Route
 
 AHEAD_S = 0.0  # so long before a worker has read its prompts it gets the next one
-IN_HAND = 1.5  # of the time that the prompt alone takes: as much is to be left when the first token is out
+IN_HAND = 0.3  # of the time that the prompt alone takes: as much is to be left when the first token is out
 BESIDE = 0.05  # what each decode beside a prompt adds to the prompt's cost, as a share
 DELAY = 0.1  # what a second until the first token adds to a route's cost, in seconds: waiting has its risks
 FULL, OVERFULL = 0.9, 1.2  # of the TPOT objective: how long a step may become; the more where decodes have slack
