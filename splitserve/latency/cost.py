@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import lru_cache
 
 from splitserve.core.worker import StepCost
 from splitserve.latency.fit import FittedLatency, Sample, fit
@@ -35,8 +36,10 @@ def cost_of(latency: LatencyModel) -> StepCost:
     return StepCost(**{name: getattr(fitted, name) for name in _NAMES})
 
 
+@lru_cache(maxsize=256)
 def latency_of(cost: StepCost) -> FittedLatency:
-    """What `cost_of` was taken of."""
+    """What `cost_of` was taken of. The same object for workers that cost the same: what is worked out once per model
+    (`routing/adaptive`) is worked out once for all of them."""
     terms = {name: getattr(cost, name) for name in _NAMES}
     return FittedLatency(**terms, source="the worker's own word", held_out=(), hull=())
 

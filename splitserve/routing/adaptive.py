@@ -45,14 +45,14 @@ def choose_adaptive(candidates: Sequence[Candidate], need: Need, now: float) -> 
         look = each.outlook
         prompt_s = alone.get(id(each.latency), 0.0) or _alone_s(each, tokens, alone)
         prompt_s *= look.slowdown
-        queue_s = max(0.0, each.read_until - now) if each.load.prefill_tokens else 0.0
+        queue_s = each.read_until - now if each.load.prefill_tokens and each.read_until > now else 0.0
         read_s = queue_s + look.read_s(prompt_s)
         cost_s = prompt_s * (1.0 + BESIDE * look.decodes)
         busy = queue_s > AHEAD_S
         if tokens <= look.starts:
             readers.append((read_s, cost_s, number, busy, each, read_s, each))
         step_s = look.step_with_s(tokens)
-        if not _has_room(look, step_s, min(need.tpot_s, each.tpot_s)):
+        if look.decodes and not _has_room(look, step_s, min(need.tpot_s, each.tpot_s)):
             continue
         decode_cost_s = need.output_tokens * (step_s - look.step_s)
         if look.decodes and step_s > target_step_s and tokens <= look.parks:
@@ -100,6 +100,6 @@ def _alone_s(candidate: Candidate, tokens: int, known: dict[int, float]) -> floa
 
 def _has_room(look: Outlook, step_s: float, tpot_s: float) -> bool:
     """Whether decodes there keep their objective with one more."""
-    if not look.decodes or not look.attainable:
+    if step_s <= FULL * tpot_s or not look.attainable:
         return True
     return step_s <= tpot_s * (FULL + (OVERFULL - FULL) * min(1.0, look.slack_s / (AMPLE_SLACK * tpot_s)))
