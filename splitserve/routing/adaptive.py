@@ -21,6 +21,7 @@ from splitserve.routing.route import Need, Route
 
 AHEAD_S = 0.0  # so long before a worker has read its prompts it gets the next one
 IN_HAND = 0.3  # of the time that the prompt alone takes: as much is to be left when the first token is out
+NEARLY = 0.05  # of the same: routes that take no longer than the soonest and this are as good
 BESIDE = 0.05  # what each decode beside a prompt adds to the prompt's cost, as a share
 DELAY = 0.1  # what a second until the first token adds to a route's cost, in seconds: waiting has its risks
 FULL, OVERFULL = 0.9, 1.2  # of the TPOT objective: how long a step may become; the more where decodes have slack
@@ -38,7 +39,7 @@ def choose_adaptive(candidates: Sequence[Candidate], need: Need, now: float) -> 
     readers: list[_Option] = []
     alone: dict[int, float] = {}  # seconds of the prompt, by latency model
     target: Candidate | None = None
-    target_step_s = target_cost_s = 0.0
+    target_step_s = target_cost_s = target_queue_s = 0.0
     for number, each in enumerate(candidates):
         if not each.accepting:
             continue
@@ -56,12 +57,20 @@ def choose_adaptive(candidates: Sequence[Candidate], need: Need, now: float) -> 
             continue
         decode_cost_s = need.output_tokens * (step_s - look.step_s)
         if look.decodes and step_s > target_step_s and tokens <= look.parks:
-            target, target_step_s, target_cost_s = each, step_s, decode_cost_s
+            target, target_step_s, target_cost_s, target_queue_s = each, step_s, decode_cost_s, queue_s
         if not busy and tokens <= look.computes:
             options.append((read_s, cost_s + decode_cost_s, number, False, each, read_s, each))
     if target is not None and not need.alone and tokens >= LEAST_TOKENS_TO_MOVE:
         options += [
-            (read_s + target_step_s, cost_s + target_cost_s, len(candidates) + number, busy, reader, read_s, target)
+            (
+                max(read_s, target_queue_s) + target_step_s,
+                cost_s + target_cost_s,
+                len(candidates) + number,
+                busy,
+                reader,
+                read_s,
+                target,
+            )
             for _, cost_s, number, busy, reader, read_s, _ in readers
             if reader is not target and reader.kv_class == target.kv_class
         ]
@@ -74,11 +83,13 @@ def _best(options: Sequence[_Option], left_s: float, prompt_s: float) -> _Option
     if prompt_s > left_s:  # it is late whatever is done: it must not cost anyone else more than it has to
         return min(startable, key=_cost_s, default=None)
     in_time = [option for option in options if option[0] <= left_s - IN_HAND * prompt_s]
-    return min(in_time, key=_cost_s) if in_time else min(startable, key=_ttft_s, default=None)
-
-
-def _ttft_s(option: _Option) -> tuple[float, int]:
-    return option[0], option[2]
+    if in_time or not startable:
+        return min(in_time, key=_cost_s, default=None)
+    soonest_s = min(option[0] for option in startable)
+    latest_s = soonest_s + NEARLY * prompt_s
+    if soonest_s <= left_s:
+        latest_s = min(latest_s, left_s)
+    return min((option for option in startable if option[0] <= latest_s), key=_cost_s)
 
 
 def _cost_s(option: _Option) -> tuple[float, int]:
