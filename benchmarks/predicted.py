@@ -173,7 +173,6 @@ def _later(lines: Timelines, overhead_s: float) -> Timelines:
 def _row(said: Answer, seen: Answer) -> Row:
     expected, found = said.over_colocated["push"], seen.over_colocated["push"]
     tie = found.low <= 1.0 <= found.high
-    is_open = (found.at_most and found.value > 1.0) or (found.at_least and found.value < 1.0)
     return Row(
         str(said.cell),
         said.best["colocated"].goodput.rps,
@@ -186,7 +185,7 @@ def _row(said: Answer, seen: Answer) -> Row:
         found.value,
         found.low,
         found.high,
-        None if is_open else tie or (expected.value > 1.0) == (found.value > 1.0),
+        None if found.leaves_open else tie or (expected.value > 1.0) == (found.value > 1.0),
     )
 
 

@@ -51,10 +51,7 @@ def _squares(
 
 
 def _decided(ratio: Ratio | None) -> TypeGuard[Ratio]:
-    """Not where it is a bound that leaves open who wins."""
-    if ratio is None or ratio.unknown:
-        return False
-    return not ((ratio.at_least and ratio.value < 1.0) or (ratio.at_most and ratio.value > 1.0))
+    return ratio is not None and not ratio.unknown and not ratio.leaves_open
 
 
 def _label(ratio: Ratio | None) -> str:

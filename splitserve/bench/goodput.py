@@ -82,6 +82,11 @@ class Ratio:
     def unknown(self) -> bool:
         return self.at_least and self.at_most
 
+    @property
+    def leaves_open(self) -> bool:
+        """It is a bound that either of the two may win by."""
+        return (self.at_least and self.value < 1.0) or (self.at_most and self.value > 1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Share:

@@ -83,7 +83,7 @@ class StepCost:
     decode_break: float
     decode_more_s: float
     context_s: float
-    stages: int = 1
+    stages: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from splitserve.core.worker import StepCost
 from splitserve.latency.model import Provenance, Step, Trust
 
 _Array = npt.NDArray[np.float64]
@@ -50,22 +51,9 @@ class _Terms(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class FittedLatency:
-    """Coefficients in seconds of a pass through all `stages`, taken to be equally long. `..._more_s` is what the slope
-    changes by beyond the break."""
+class FittedLatency(StepCost):
+    """A step cost as a latency model: all stages are taken to be equally long."""
 
-    fixed_s: float
-    prefill_fixed_s: float
-    token_s: float
-    token_break: float
-    token_more_s: float
-    pair_s: float
-    chunk_s: float
-    decode_s: float
-    decode_break: float
-    decode_more_s: float
-    context_s: float
-    stages: int
     source: str
     held_out: tuple[tuple[str, HeldOut], ...]  # by kind: prefill, decode, mixed
     hull: tuple[tuple[str, tuple[Step, Step]], ...]  # by kind: the least and the greatest of each field

@@ -94,6 +94,21 @@ def fits_decode_next(load: Room, tokens: int, block_size: int) -> bool:
     return load.free_sequences >= 1 and _common_obstacle(load, decode_blocks(tokens, block_size)) is None
 
 
+def most_tokens(load: Room, limits: Limits, block_size: int) -> tuple[int, int, int]:
+    """The same rule the other way round, for whoever asks it often: of how many tokens at most a worker with this load
+    takes a prefill, a decode that waits for KV, and one that computes its context, if KV can go that way at all; below
+    0: none."""
+    if load.draining:
+        return -1, -1, -1
+    free = load.free_blocks
+    slot = load.prefill_tokens < load.prefill_token_limit
+    sequence = load.free_sequences >= 1
+    starts = min(free, limits.reserve) * block_size if slot else -1
+    parks = min(free, load.parked_limit_blocks, limits.parked_limit) * block_size - 1 if sequence else -1
+    computes = free * block_size - 1 if slot and sequence else -1
+    return starts, parks, computes
+
+
 def _prefill_obstacle(load: Room, tokens: int, block_size: int) -> str | None:
     return _common_obstacle(load, blocks_for(tokens, block_size)) or _no_prefill_slot(load)
 

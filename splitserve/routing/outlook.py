@@ -6,7 +6,7 @@ Worked out once per change of the worker's load and not per decision, which comp
 from dataclasses import dataclass
 
 from splitserve.latency.model import LatencyModel, Step, pairs
-from splitserve.routing.admission import Limits, Room
+from splitserve.routing.admission import Limits, Room, most_tokens
 
 LEAST_RATE = 0.05  # of full speed: what prompts get beside decodes at least (`slack.STEPS_WITHOUT`)
 LEAST_TOKENS_TO_MOVE = 2  # the last token's KV is recomputed where it is decoded: of one token nothing is left to move
@@ -65,7 +65,7 @@ def outlook(latency: LatencyModel, slowdown: float, held: Held, load: Room, limi
     step_s = latency.step_s(Step(0, 0, 0, decodes, context)) * slowdown
     next_step_s = latency.step_s(Step(0, 0, 0, decodes + 1, context)) * slowdown
     more_s = latency.step_s(Step(0, 0, 0, decodes + 1, context + _TOKENS)) * slowdown
-    starts, parks, computes = _most_tokens(load, limits, block_size)
+    starts, parks, computes = most_tokens(load, limits, block_size)
     return Outlook(
         decodes=decodes,
         step_s=step_s,
@@ -79,19 +79,6 @@ def outlook(latency: LatencyModel, slowdown: float, held: Held, load: Room, limi
         parks=parks,
         computes=computes,
     )
-
-
-def _most_tokens(load: Room, limits: Limits, block_size: int) -> tuple[int, int, int]:
-    """By the rule of `admission`."""
-    if load.draining:
-        return -1, -1, -1
-    free = load.free_blocks
-    slot = load.prefill_tokens < load.prefill_token_limit
-    sequence = load.free_sequences >= 1
-    starts = min(free, limits.reserve) * block_size if slot else -1
-    parks = min(free, load.parked_limit_blocks, limits.parked_limit) * block_size - 1 if sequence else -1
-    computes = free * block_size - 1 if slot and sequence else -1
-    return starts, parks, computes
 
 
 def alone_s(latency: LatencyModel, tokens: int) -> float:
