@@ -17,7 +17,7 @@ from splitserve.core.config import KvTransferSettings, VllmSettings
 from splitserve.core.errors import ConfigError, EngineError
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import Delta, Job, KvPeer, Outcome, Ticket
-from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnDeltas, OnTransfer, unheard
+from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnCached, OnDeltas, OnTransfer, uncached, unheard
 from splitserve.engine.vllm import VllmEngine
 
 START_TIMEOUT_S = 240
@@ -38,7 +38,9 @@ def _serve(
 
     try:
         info = engine.start(
-            lambda deltas: tell("deltas", (time.monotonic(), list(deltas))), lambda end: tell("transfer", end)
+            lambda deltas: tell("deltas", (time.monotonic(), list(deltas))),
+            lambda end: tell("transfer", end),
+            lambda events: tell("cached", list(events)),
         )
         tell("info", info)
     except ConfigError as error:
@@ -120,8 +122,10 @@ class RemoteEngine:
         self.process.start()
         child.close()
 
-    def start(self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard) -> EngineInfo:
-        self._on_deltas, self._on_transfer = on_deltas, on_transfer
+    def start(
+        self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard, on_cached: OnCached = uncached
+    ) -> EngineInfo:
+        self._on_deltas, self._on_transfer, self._on_cached = on_deltas, on_transfer, on_cached
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         info = self._answer("info", START_TIMEOUT_S)
@@ -210,6 +214,9 @@ class RemoteEngine:
                 continue
             if kind == "transfer":
                 self._on_transfer(value)
+                continue
+            if kind == "cached":
+                self._on_cached(value)
                 continue
             with self._changed:
                 self._dead = kind in ("dead", "closed")

@@ -121,7 +121,7 @@ def main() -> None:
 
 def rows(shape: Shape, workers: int, latency: LatencyModel, cells: Sequence[Cell], seeds: int = 1) -> Iterator[Row]:
     unit, runs = unit_of(latency, shape), Runs(shape, workers, seeds)
-    static, adaptive = _static(workers, latency), _adaptive(workers, latency)
+    static, adaptive = static_systems(workers, latency), adaptive_system(workers, latency)
     for cell in cells:
         row = _row(cell, runs, cell.slo(unit), static, adaptive)
         print(f"{shape.name}, {workers} workers, {cell}: {row.over_static:.2f}", file=sys.stderr)
@@ -141,27 +141,27 @@ def unit_of(latency: LatencyModel, shape: Shape) -> Alone:
     """What a request alone gets of a worker that reads whole prompts."""
     tokens = shape.mean_prompt_tokens
     one = Requests(np.zeros(1), np.array([tokens]), np.array([OUTPUT_TOKENS]))
-    lines = simulate(_deployment([_worker(Role.COLOCATED, latency, CHUNK)]), one).timelines
+    lines = simulate(deployment_of([worker_of(Role.COLOCATED, latency, CHUNK)]), one).timelines
     return Alone(0.0, float(lines.ttft_s[0]) / tokens, float(lines.tpot_s[0]))
 
 
-def _static(workers: int, latency: LatencyModel) -> list[System]:
+def static_systems(workers: int, latency: LatencyModel) -> list[System]:
     found = []
     for chunk in CHUNKS:
-        alike = [_worker(Role.COLOCATED, latency, chunk)] * workers
-        found.append(System("colocated", f"chunk {chunk}", _deployment(alike)))
+        alike = [worker_of(Role.COLOCATED, latency, chunk)] * workers
+        found.append(System("colocated", f"chunk {chunk}", deployment_of(alike)))
     for prefills in sorted({max(1, min(workers - 1, round(share * workers))) for share in SPLITS}):
-        pools = [_worker(Role.PREFILL, latency, CHUNK)] * prefills
-        pools += [_worker(Role.DECODE, latency, CHUNK)] * (workers - prefills)
-        found.append(System("pools", f"{prefills}+{workers - prefills}", _deployment(pools)))
+        pools = [worker_of(Role.PREFILL, latency, CHUNK)] * prefills
+        pools += [worker_of(Role.DECODE, latency, CHUNK)] * (workers - prefills)
+        found.append(System("pools", f"{prefills}+{workers - prefills}", deployment_of(pools)))
     return found
 
 
-def _adaptive(workers: int, latency: LatencyModel) -> System:
-    return System("adaptive", "adaptive", _deployment([_worker(Role.DECODE, latency, CHUNK)] * workers))
+def adaptive_system(workers: int, latency: LatencyModel) -> System:
+    return System("adaptive", "adaptive", deployment_of([worker_of(Role.DECODE, latency, CHUNK)] * workers))
 
 
-def _worker(role: Role, latency: LatencyModel, chunk: int) -> WorkerSpec:
+def worker_of(role: Role, latency: LatencyModel, chunk: int) -> WorkerSpec:
     return WorkerSpec(
         role,
         latency,
@@ -174,7 +174,7 @@ def _worker(role: Role, latency: LatencyModel, chunk: int) -> WorkerSpec:
     )
 
 
-def _deployment(workers: Sequence[WorkerSpec]) -> Deployment:
+def deployment_of(workers: Sequence[WorkerSpec]) -> Deployment:
     return Deployment(tuple(workers), BYTES_PER_TOKEN, LAYERS, LINK, LINK)
 
 

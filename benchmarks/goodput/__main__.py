@@ -29,6 +29,7 @@ from benchmarks.goodput.model import make_model
 from benchmarks.goodput.report import points_of, written
 from benchmarks.goodput.served import Served, serving
 from benchmarks.goodput.systems import SYSTEMS, USUAL, System, cluster
+from splitserve.core.slo import Slo
 
 OUT = Path(__file__).parents[1] / "results" / "goodput"
 SMOKE_SYSTEMS, SMOKE_RATES_RPS, SMOKE_REQUESTS = ("push", UNIT, "pull"), (1.0, 3.0), 30
@@ -47,6 +48,9 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, help="Hugging Face directory; default: random weights, 11 M parameters")
     parser.add_argument("--machine", type=Path, help="YAML: where workers run and what they need there; see gpu/README")
+    parser.add_argument(
+        "--profile", type=Path, help="of the engine, as benchmarks.predicted keeps it in --out, for adaptive systems"
+    )
     parser.add_argument("--engine", choices=("vllm", "sim"), default="vllm", help="sim: to try the benchmark itself")
     parser.add_argument("--smoke", action="store_true", help="few requests, three systems, two rates; keeps nothing")
     parser.add_argument("--report", action="store_true", help="measure nothing")
@@ -73,10 +77,11 @@ async def _measured(args: argparse.Namespace, shapes: Sequence[Shape], out: Path
     )
     starts = itertools.count()
 
-    def serve(system: System) -> AbstractAsyncContextManager[Served]:
+    def serve(system: System, slo: Slo | None) -> AbstractAsyncContextManager[Served]:
         run = scratch / f"run-{next(starts)}"
         run.mkdir()
-        return serving(model, cluster(system, args.engine, args.machine), run)
+        profile = args.profile or out / "profile.json"
+        return serving(model, cluster(system, args.engine, args.machine, slo, profile), run)
 
     for shape in shapes:
         _say(f"{shape.name}: {shape.workload}")

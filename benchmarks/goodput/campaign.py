@@ -24,7 +24,7 @@ from benchmarks.goodput.systems import System
 from splitserve.bench import open_loop
 from splitserve.bench.goodput import Judged, judged
 from splitserve.bench.run import Ending
-from splitserve.core.slo import Timelines
+from splitserve.core.slo import Slo, Timelines
 
 POINTS_A_VISIT = 3
 GRACE_S = 30.0  # after the last arrival; what has not ended by then met no objective
@@ -32,7 +32,7 @@ NORMAL = 0.1  # slower or faster by less is left as it is
 TRIES = 2  # of a point that is in doubt
 SPAN = 14  # steps that rates may lie above or below the start: a factor of 3.8
 
-Serve = Callable[[System], AbstractAsyncContextManager[Served]]
+Serve = Callable[[System, Slo | None], AbstractAsyncContextManager[Served]]  # the objectives that it is told
 Say = Callable[[str], None]
 
 
@@ -61,7 +61,7 @@ class Campaign:
     async def run(self) -> bool:
         """Whether all that was wanted is measured."""
         await self._measure_alone()
-        if any(system.name not in self.alone for system in self._systems):
+        if any(system.alone_as not in self.alone for system in self._systems):
             return False
         for number in range(1000):
             turn = in_turn(self._systems if number % 2 == 0 else tuple(reversed(self._systems)))
@@ -76,15 +76,15 @@ class Campaign:
     async def _measure_alone(self) -> None:
         """Each system's own, one after the other, before anything else: later they tell the machine's speed."""
         for number, system in enumerate(self._systems):
-            if system.name in self.alone or self._late():
+            if system.alone_as in self.alone or self._late():
                 continue
-            async with self._serve(system) as served:
+            async with self._serve(system, None) as served:
                 await self._warm_up(served)
                 found = await one_alone.measured(served, self._shape.mean_prompt_tokens, 1000 * number)
-            self._points.add_alone(system.name, found)
-            self.alone[system.name] = found
+            self._points.add_alone(system.alone_as, found)
+            self.alone[system.alone_as] = found
             ttft_s = found.ttft_of(self._shape.mean_prompt_tokens)
-            self._say(f"{system.name} alone: TTFT {ttft_s:.3f} s, TPOT {found.tpot_s * 1000:.1f} ms")
+            self._say(f"{system.alone_as} alone: TTFT {ttft_s:.3f} s, TPOT {found.tpot_s * 1000:.1f} ms")
 
     async def _visit(self, system: System) -> bool:
         """Starts the system if it has points missing, and takes some. False once time is up."""
@@ -93,7 +93,8 @@ class Campaign:
             return True
         if self._late():
             return False
-        async with self._serve(system) as served:
+        told = system.told.slo(one_alone.unit_of(self.alone)) if system.told is not None else None
+        async with self._serve(system, told) as served:
             await self._warm_up(served)
             for step, seed in steps:
                 if self._late():
@@ -106,9 +107,16 @@ class Campaign:
         done = {(point.step, point.seed) for point in self.measured if point.system == system.name}
         if self._limits.steps is not None:
             return [(step, 0) for step in self._limits.steps if (step, 0) not in done]
-        steps = wanted(self._brackets(system), self._best_of_rivals(system), self._bounds, self._start)
+        steps = wanted(self._brackets(system), self._best_of_rivals(system), self._bounds, self._start_of(system))
         found = [(step, 0) for step in steps if (step, 0) not in done]
         return found or self._more_seeds(system, done)
+
+    def _start_of(self, system: System) -> int:
+        """Of a system for one cell: where the best of the others is."""
+        if system.told is None:
+            return self._start
+        met = [self._brackets(other).get(system.told, Bracket(None, None)).met for other in self._systems]
+        return max((step for step in met if step is not None), default=self._start)
 
     def _more_seeds(self, system: System, done: set[tuple[int, int]]) -> list[tuple[int, int]]:
         """At the rates that a cell's goodput lies between, where the system counts."""
@@ -181,7 +189,7 @@ class Campaign:
 
     def _own(self, system: System) -> Alone:
         """What a request alone got, at the one machine speed that all points are compared at."""
-        own = self.alone[system.name]
+        own = self.alone[system.alone_as]
         return own.at_speed_of(one_alone.unit_of(self.alone)) if system.idles else own
 
     def _late(self) -> bool:

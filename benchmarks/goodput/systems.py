@@ -1,13 +1,15 @@
 """What is compared, as `splitserve up` would start it: on each side two workers, one core or one GPU each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from benchmarks.goodput.cases import CELLS, DIAGONAL, LONGEST_TOKENS, Cell
+from benchmarks.goodput.cases import CELLS, DIAGONAL, LONGEST_TOKENS, TPOT_CELLS, Cell
 from splitserve.cli.local import merged
-from splitserve.core.config import read
+from splitserve.core.config import DEFAULT_CLASS, read
+from splitserve.core.slo import Slo
 
 CHUNKS = (128, 512, 32, 1024, 64, 256)  # of colocated systems, in the order that they take turns in
 LARGER_CHUNKS = (2048, 4096, 8192)  # worth trying where a step computes so many tokens in no time
@@ -20,7 +22,7 @@ _TWO_POOLS = {"prefill": {"workers": 1}, "decode": {"workers": 1}}
 class System:
     """`kind` is what the tables compare: the best `chunk` of the colocated systems counts as one. `settings` is as in
     cluster.yaml. `cells`: those it is measured for. `idles`: nothing of it runs beside a request that is alone, so
-    that its steps are then those of every system that idles."""
+    that its steps are then those of every system that idles. `told`: the objectives that its requests come with."""
 
     name: str
     kind: str
@@ -28,6 +30,12 @@ class System:
     chunk: int = 0
     cells: tuple[Cell, ...] = field(default=CELLS)
     idles: bool = True
+    told: Cell | None = None
+
+    @property
+    def alone_as(self) -> str:
+        """Which system's figures for a request alone are its own: without objectives an adaptive one is `push`."""
+        return self.name if self.told is None else "push"
 
 
 def colocated(chunk: int) -> System:
@@ -42,11 +50,17 @@ def _separated(name: str, mode: str, cells: tuple[Cell, ...] = CELLS, idles: boo
     return System(name, name, settings, cells=cells, idles=idles)
 
 
+def adaptive(cell: Cell) -> System:
+    """The same workers as push; the router knows the objectives and decides by them, request by request."""
+    base = _separated("adaptive", "push")
+    return replace(base, name=f"adaptive-{cell.ttft_times}-{cell.tpot_times:g}", cells=(cell,), told=cell)
+
+
 KINDS = {
     "colocated": "(a) two colocated engines with chunked prefill, least loaded first, the best chunk of each cell",
     "push": "(b) a prefill and a decode worker, KV pushed layer by layer",
     "pull": "(c) the same two, KV pulled after the prefill by vLLM's stock connector: its own thread spins on a core",
-    "adaptive": "(d) the router as it is: roles are soft, but it does not change them by itself yet, so as (b)",
+    "adaptive": "(d) the same two as (b), and a router that is told the objectives of the cell: any may do anything",
 }
 
 SYSTEMS = {
@@ -55,12 +69,14 @@ SYSTEMS = {
         _separated("push", "push"),
         *(colocated(chunk) for chunk in CHUNKS),
         _separated("pull", "pull", DIAGONAL, idles=False),
-        _separated("adaptive", "push", DIAGONAL),
+        *(adaptive(cell) for cell in TPOT_CELLS),
         *(colocated(chunk) for chunk in LARGER_CHUNKS),
     )
 }
 
-USUAL = tuple(name for name, system in SYSTEMS.items() if system.chunk not in LARGER_CHUNKS)
+USUAL = tuple(
+    name for name, system in SYSTEMS.items() if system.chunk not in LARGER_CHUNKS and system.told in (None, *DIAGONAL)
+)
 
 _VLLM = {"kind": "vllm", "dtype": "float32", "max_model_len": LONGEST_TOKENS, "enable_prefix_caching": False}
 _SIMULATED = {
@@ -78,10 +94,17 @@ def engine(kind: str) -> Mapping[str, Any]:
     return {"vllm": _VLLM, "sim": _SIMULATED}[kind]
 
 
-def cluster(system: System, engine_kind: str, machine: Path | None) -> dict[str, Any]:
+def cluster(
+    system: System, engine_kind: str, machine: Path | None, slo: Slo | None = None, profile: Path | None = None
+) -> dict[str, Any]:
     """As in cluster.yaml. `machine`: a YAML file of the same form that says where workers run and what their engines
-    need there; of a pool that a system has not, nothing is taken. Raises ConfigError if it can't be read."""
+    need there; of a pool that a system has not, nothing is taken. `slo`: what the router is told, for which the workers
+    need the engine's `profile`. Raises ConfigError if a file can't be read."""
     base: dict[str, Any] = {"engine": engine(engine_kind)}
+    if slo is not None:
+        base = merged(base, {"router": {"slo_classes": {DEFAULT_CLASS: _class(slo)}}})
+        if engine_kind == "vllm":
+            base = merged(base, {"engine": {"profile": str(profile)}})
     if machine is None:
         return merged(base, system.settings)
     said = read(machine)
@@ -89,3 +112,8 @@ def cluster(system: System, engine_kind: str, machine: Path | None) -> dict[str,
     there = {**said, "pools": pools}
     under, over = (base, there) if engine_kind == "vllm" else (there, base)
     return merged(merged(under, over), system.settings)
+
+
+def _class(slo: Slo) -> dict[str, float]:
+    names = ("ttft_s", "ttft_per_token_s", "tpot_s", "itl_p99_s")
+    return {name: value for name in names if isfinite(value := getattr(slo, name))}

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any
 
-from splitserve.engine.protocol import EngineInfo, OnDeltas, OnTransfer, unheard
+from splitserve.engine.protocol import EngineInfo, OnCached, OnDeltas, OnTransfer, uncached, unheard
 from splitserve.engine.vllm import VllmEngine
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -66,12 +66,14 @@ class Moves:
 class MeasuredEngine(VllmEngine):
     """splitserve's engine as it is, watched."""
 
-    def start(self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard) -> EngineInfo:
+    def start(
+        self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard, on_cached: OnCached = uncached
+    ) -> EngineInfo:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a paused child would outlive its parent
         os.environ.setdefault("UCX_RCACHE_MAX_UNRELEASED", "1024")  # vLLM sets it, unless NIXL is imported before
         self._moves = Moves()
         self._moves.watch()
-        return super().start(on_deltas, on_transfer)
+        return super().start(on_deltas, on_transfer, on_cached)
 
     def moved(self) -> list[Interval]:
         """Transfers that were done since the last call."""
@@ -82,9 +84,11 @@ class StockPushEngine(MeasuredEngine):
     """vLLM's push connector, which splitserve doesn't offer, in the place of its pull connector. To be built with
     `kv_transfer.mode: pull`: the adapter then leaves the connector's parameters to whoever makes the job."""
 
-    def start(self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard) -> EngineInfo:
+    def start(
+        self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard, on_cached: OnCached = uncached
+    ) -> EngineInfo:
         from benchmarks.kv_transfer.stock_push import StockPushConnector
         from splitserve.kv import connector
 
         connector.PullConnector = StockPushConnector  # type: ignore[misc]
-        return super().start(on_deltas, on_transfer)
+        return super().start(on_deltas, on_transfer, on_cached)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPushConnector
 
-from splitserve.kv.connector import _BlockReports
+from splitserve.kv.connector import Reports
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 
-class StockPushConnector(_BlockReports, NixlPushConnector):  # type: ignore[misc]
+class StockPushConnector(Reports, NixlPushConnector):  # type: ignore[misc]
     """Transfers the whole prompt when its prefill has ended; the decode side registers its blocks before."""
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:

@@ -49,7 +49,7 @@ def read_model(name: str, served_name: str) -> ModelInfo:
 
 async def run_router(config: RouterConfig, ready_fd: int | None, parent: int | None) -> None:
     """Until it is drained. Raises ConfigError."""
-    _begin(parent)
+    _begin(parent, config.debug)
     check_router(config)
     model, registry = read_model(config.model, config.served_model_name), CollectorRegistry()
     with metrics_served(config.metrics, registry, config.tls) as metrics, tracing("splitserve-router") as tracer:
@@ -143,7 +143,9 @@ def build_engine(config: WorkerConfig, model: ModelInfo, worker_uuid: str) -> En
         )
     from splitserve.engine.vllm import VllmEngine
 
-    return VllmEngine(model, config.engine, config.kv_transfer, worker_uuid, config.cpu_core)
+    profile = config.engine.profile
+    latency = read_profile(profile).latency() if profile is not None else None
+    return VllmEngine(model, config.engine, config.kv_transfer, worker_uuid, config.cpu_core, latency)
 
 
 def _planned(file: str | None) -> Planned | None:
@@ -202,7 +204,7 @@ def _https(tls: TlsSettings | None, setting: str) -> dict[str, Any]:
     return {"certfile": tls.certificate, "keyfile": tls.key, **asked}
 
 
-def _begin(parent: int | None) -> None:
+def _begin(parent: int | None, debug: bool = False) -> None:
     if parent is not None:
         end_with_parent(parent)
-    logs.configure()
+    logs.configure(debug=debug)

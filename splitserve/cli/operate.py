@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from math import isfinite
+from typing import Annotated
 
 import typer
 
@@ -19,15 +20,11 @@ from splitserve.cli.talk import (
     router_at,
 )
 from splitserve.core.errors import ConfigError
-from splitserve.core.fleet import FleetStatus, WorkerStatus
+from splitserve.core.fleet import Explanation, FleetStatus
 from splitserve.core.worker import Pool
 
-if TYPE_CHECKING:
-    from rich.console import Group
-
-    from splitserve.client import Client
-
 WorkerName = Annotated[str, typer.Argument(help="The worker's name or uuid, as `splitserve status` shows it.")]
+Seen = FleetStatus | Explanation
 _WATCH_S = 1.0
 
 
@@ -39,13 +36,14 @@ def status(
     api_key: ApiKey = None,
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Again every second, until Ctrl-C.")] = False,
+    explain: Annotated[str, typer.Option(metavar="REQUEST", help="Why this request has its workers, or waits.")] = "",
 ) -> None:
     """Show the fleet: who serves, what each worker holds, what waits."""
     with router_at(router, ca, cert, key, api_key) as client:
-        looks = _looks(client, watch)
+        looks = _looks(lambda: client.explain(explain) if explain else client.fleet(), watch)
         if as_json:
-            for fleet in looks:
-                print(json.dumps(asdict(fleet)), flush=True)
+            for seen in looks:
+                print(json.dumps(_plain(asdict(seen))), flush=True)
         elif watch:
             _watch(looks)
         else:
@@ -115,49 +113,35 @@ def _say(as_json: bool, sentence: str, **facts: object) -> None:
     print(json.dumps(facts) if as_json else sentence)
 
 
-def _looks(client: "Client", watch: bool) -> Iterator[FleetStatus]:
-    yield client.fleet()
+def _plain(value: object) -> object:
+    """JSON has no infinity: null, where there is none of something."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _looks(look: Callable[[], Seen], watch: bool) -> Iterator[Seen]:
+    yield look()
     while watch:
         time.sleep(_WATCH_S)
-        yield client.fleet()
+        yield look()
 
 
-def _print(fleet: FleetStatus) -> None:
+def _print(seen: Seen) -> None:
     from rich.console import Console
 
-    Console().print(_shown(fleet))
+    from splitserve.cli.fleet_view import view
+
+    Console().print(view(seen))
 
 
-def _watch(looks: Iterable[FleetStatus]) -> None:
+def _watch(looks: Iterable[Seen]) -> None:
     from rich.live import Live
 
+    from splitserve.cli.fleet_view import view
+
     with Live(auto_refresh=False) as live:
-        for fleet in looks:
-            live.update(_shown(fleet), refresh=True)
-
-
-def _shown(fleet: FleetStatus) -> "Group":
-    from rich.console import Group
-
-    from splitserve.view.table import table
-
-    counts = f"{fleet.model}: {fleet.running_requests} running, {fleet.waiting_requests} waiting"
-    ordered = sorted(fleet.workers, key=lambda one: (one.pool != Pool.PREFILL, one.worker.name))
-    words = ("name", "pool", "health")
-    figures = ("free blocks", "pinned", "quaran- tined", "jobs", "tokens made", "heard s ago")
-    return Group(counts, table(words, figures, map(_row, ordered)) if ordered else "no workers yet")
-
-
-def _row(status: WorkerStatus) -> tuple[str, ...]:
-    load = status.load
-    return (
-        status.worker.name,
-        str(status.pool),
-        str(status.health),
-        f"{load.free_blocks}/{status.worker.total_blocks}",
-        str(load.pinned_blocks),
-        str(load.quarantined_blocks),
-        str(status.prefills + status.decodes),
-        str(load.produced_tokens),
-        f"{status.seconds_since_heartbeat:.1f}",
-    )
+        for seen in looks:
+            live.update(view(seen), refresh=True)

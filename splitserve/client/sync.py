@@ -22,7 +22,7 @@ from splitserve.client.calls import (
 )
 from splitserve.core.config import ClientTls
 from splitserve.core.errors import SplitserveError
-from splitserve.core.fleet import FleetStatus, WorkerStatus
+from splitserve.core.fleet import Explanation, FleetStatus, WorkerStatus
 from splitserve.core.request import Chat, Chunk, GenerateRequest, Model, SamplingParams
 from splitserve.core.worker import Pool
 from splitserve.rpc import convert
@@ -123,6 +123,12 @@ class Client:
     def fleet(self) -> FleetStatus:
         """Who serves, and what each holds."""
         return convert.fleet_status_from_proto(_answer(lambda: self._admin.GetFleet(admin_pb2.GetFleetRequest())))
+
+    def explain(self, request_id: str) -> Explanation:
+        """Why a request that waits or runs has the workers that it has. Raises InvalidRequest for one that does
+        neither."""
+        request = admin_pb2.ExplainRequest(request_id=request_id)
+        return convert.explanation_from_proto(_answer(lambda: self._admin.Explain(request)))
 
     def drain(self, worker: str, timeout_s: float | None = None) -> Drained:
         """Takes a worker (name or uuid) out of service; returns once it has left."""

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import KvMode, Pool
@@ -105,6 +114,11 @@ class VllmSettings(Settings):
     )
     tool_parser: str | None = Field(None, description="vLLM's parser of this model's tool calls, such as hermes")
     reasoning_parser: str | None = Field(None, description="vLLM's parser of its reasoning, such as deepseek_r1")
+    profile: str | None = Field(
+        None,
+        description="what `splitserve profile` wrote of such a worker: with it requests are scheduled by their SLO "
+        "class's objectives",
+    )
     extra: dict[str, Any] = Field(default_factory=dict, description="any other vLLM EngineArgs field, passed as it is")
 
 
@@ -223,6 +237,44 @@ class RequestLimits(Settings):
     )
 
 
+class Late(StrEnum):
+    """What becomes of a request that can't meet its class's TTFT objective."""
+
+    QUEUE = "queue"  # it waits, and lets those pass that still can
+    REFUSE = "refuse"  # RESOURCE_EXHAUSTED at once, with the time after which to try again
+
+
+class SloClass(Settings):
+    """What requests of a class are to meet, and who goes first. What is not said is no objective."""
+
+    ttft_s: Seconds | None = Field(None, description="time to first token")
+    ttft_per_token_s: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="and so much more for each token of the prompt"
+    )
+    tpot_s: Seconds | None = Field(None, description="mean time per output token after the first")
+    itl_p99_s: Seconds | None = Field(None, description="what 99% of the gaps between tokens are no longer than")
+    priority: int = Field(0, ge=-1000, le=1000, description="added to the request's own; the lowest goes first")
+    late: Late = Field(
+        Late.QUEUE, description="what becomes of a request that would miss its TTFT objective: `queue` or `refuse`"
+    )
+
+    @model_validator(mode="after")
+    def _what_needs_a_ttft(self) -> Self:
+        if self.ttft_per_token_s and self.ttft_s is None:
+            raise ValueError("ttft_per_token_s comes on top of ttft_s: say that too")
+        if self.late is Late.REFUSE and self.ttft_s is None:
+            raise ValueError("late: refuse is for those that would miss ttft_s: say that too")
+        return self
+
+
+DEFAULT_CLASS = "standard"
+SLO_CLASSES = {
+    "interactive": SloClass(ttft_s=1.0, ttft_per_token_s=0.0005, tpot_s=0.05, priority=-10),
+    DEFAULT_CLASS: SloClass(),
+    "batch": SloClass(priority=10),
+}
+
+
 class RouterConfig(Settings):
     """One router process."""
 
@@ -265,12 +317,23 @@ class RouterConfig(Settings):
         16, description="largest gRPC message, MiB: a prompt of a million token ids takes 3 to 5, gRPC's default is 4"
     )
     max_body_mib: Count = Field(32, description="largest HTTP body, MiB: a million-token prompt takes 7")
+    slo_classes: dict[str, SloClass] = Field(
+        default_factory=lambda: dict(SLO_CLASSES),
+        description="what a request's slo_class may be, beside `interactive`, `standard` and `batch`; what is said of "
+        "one of these replaces it. A request that says none is of class `standard`",
+    )
+    debug: bool = Field(False, description="log each routing decision by prediction too, with its terms in seconds")
     limits: RequestLimits = Field(default_factory=RequestLimits)
     tls: TlsSettings | None = Field(None, description="TLS for gRPC, HTTP and metrics; none unless said")
     api_keys: str | None = Field(
         None, description="file: who may call, for what and how much (`router/keys`); default: whoever reaches it"
     )
     insecure: bool = Field(False, description="let others than this machine reach what has no TLS or asks for no key")
+
+    @field_validator("slo_classes")
+    @classmethod
+    def _beside_the_usual(cls, said: dict[str, SloClass]) -> dict[str, SloClass]:
+        return {**SLO_CLASSES, **said}
 
 
 class PoolSettings(Settings):

@@ -30,9 +30,66 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassStatus:
+    """One SLO class: its objectives in seconds (infinite: it has none), and of the last five minutes how many outputs
+    ended, how many of them met every objective, and how many of those there were per second."""
+
+    name: str
+    ttft_s: float
+    ttft_per_token_s: float
+    tpot_s: float
+    itl_p99_s: float
+    ended: int
+    met: int
+    goodput_rps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A route that was bound for a request: `predicted` to be good, or chosen by the workers' pools. Times are seconds
+    from then on: `left_s` until its first token was due (infinite: never), `read_s` and `ttft_s` as predicted until the
+    prompt is read and the first token out, `first_token_s` when that was (-1: not yet), `since_s` until now. `waited_s`
+    is the time before; `behind` how many still waited. `moved`: it came from another decode worker, KV and all.
+    `ended`: how, if it failed or was left."""
+
+    decode_worker: str
+    prefill_worker: str
+    moved: bool
+    predicted: bool
+    waited_s: float
+    behind: int
+    left_s: float
+    read_s: float
+    ttft_s: float
+    first_token_s: float
+    since_s: float
+    ended: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a request has the workers that it has, or waits. `ttft_s`, `tpot_s` and `itl_p99_s` are its objectives, the
+    first for a prompt of its length; infinite: none. `place` in the line is from 1; 0: it does not wait."""
+
+    request_id: str
+    slo_class: str
+    priority: int
+    prompt_tokens: int
+    output_tokens: int
+    since_s: float
+    ttft_s: float
+    tpot_s: float
+    itl_p99_s: float
+    place: int
+    waits_for: str
+    decisions: tuple[Decision, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class FleetStatus:
     model: str
     workers: tuple[WorkerStatus, ...]
     waiting_requests: int
     running_requests: int
     router_uuid: str
+    classes: tuple[ClassStatus, ...] = ()

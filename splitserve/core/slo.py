@@ -68,12 +68,18 @@ class Slo:
     itl_p99_s: float = math.inf
 
     def met_by(self, timeline: Timeline) -> bool:
-        return (
-            timeline.finished
-            and timeline.ttft_s <= self.ttft_s + self.ttft_per_token_s * timeline.prompt_tokens
-            and timeline.tpot_s <= self.tpot_s
-            and timeline.itl_p99_s <= self.itl_p99_s
+        return timeline.finished and self.allows(
+            timeline.prompt_tokens, timeline.ttft_s, timeline.tpot_s, timeline.itl_p99_s
         )
+
+    def allows(self, prompt_tokens: int, ttft_s: float, tpot_s: float, itl_p99_s: float) -> bool:
+        """Whether a request that finished met every objective."""
+        in_time = ttft_s <= self.first_token_s(prompt_tokens)
+        return in_time and tpot_s <= self.tpot_s and itl_p99_s <= self.itl_p99_s
+
+    def first_token_s(self, prompt_tokens: int) -> float:
+        """How long a prompt of that length may take to its first token."""
+        return self.ttft_s + self.ttft_per_token_s * prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)

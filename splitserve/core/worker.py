@@ -114,9 +114,9 @@ class Load:
 
     A prefill is accepted while `prefill_tokens` (accepted, not yet computed) is below `prefill_token_limit`. A decode
     that waits for KV is accepted while its blocks fit `parked_limit_blocks`: the rest is the prefill reserve.
+    `growth_blocks` of the free ones are what running decodes are expected to need yet: no new decode gets them.
 
-    `tpot_s` is the tightest TPOT objective of its decodes and `slack_s` the time for prompts that these leave now
-    (`routing/slack`); `slowdown` what its steps take of late, as a multiple of its step cost.
+    `tpot_s`, `slack_s` and `slowdown` are its `Pace`.
     """
 
     seen_jobs: int
@@ -135,6 +135,7 @@ class Load:
     tpot_s: float = inf
     slack_s: float = inf
     slowdown: float = 1.0
+    growth_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,22 @@ class Objectives:
     first_token_s: float = inf
     tpot_s: float = inf
     itl_s: float = inf
+
+    @property
+    def step_s(self) -> float:
+        """What its engine's steps may take in the mean, once its first token is out."""
+        return min(self.tpot_s, self.itl_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How an engine's decodes stand: the tightest mean step that their objectives allow, the time for prompts that they
+    leave now (`routing/slack`), and what steps take of late, as a multiple of its step cost. Infinite: none of them has
+    an objective."""
+
+    tpot_s: float = inf
+    slack_s: float = inf
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from splitserve.core.worker import Delta, Job, KvCounts, KvFormat, KvPeer, Ticket, TransferEnd
+from splitserve.core.cached import CacheEvent
+from splitserve.core.worker import Delta, Job, KvCounts, KvFormat, KvPeer, Pace, StepCost, Ticket, TransferEnd
 
 OnDeltas = Callable[[Sequence[Delta]], None]
 OnTransfer = Callable[[TransferEnd], None]
+OnCached = Callable[[Sequence[CacheEvent]], None]
 
 NO_TOOL_PARSER = "this worker has no tool parser; start it with engine: {tool_parser: ...}"
 NO_TOOLS = "asks for a call, but there are no tools; give some, or leave it out"
@@ -28,6 +30,7 @@ class EngineInfo:
     max_batched_tokens: int
     restores: tuple[str, ...] = ()  # sampling fields whose state a decode can bring along: `core/sampler_state`
     loras: tuple[str, ...] = ()  # names of the LoRA adapters that it has
+    step_cost: StepCost | None = None  # None: it is not known, and prompts are read without regard to objectives
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +43,28 @@ class EngineLoad:
     quarantined_blocks: int  # of ended decodes that a silent peer may still write
     in_flight_bytes: int = 0  # of WRITEs to other workers
     counts: KvCounts = field(default_factory=KvCounts, compare=False)
+    pace: Pace = field(default=Pace(), compare=False)
 
 
 def unheard(_: TransferEnd) -> None:
     """`on_transfer` of whoever has no use for it."""
 
 
+def uncached(_: Sequence[CacheEvent]) -> None:
+    """`on_cached` of whoever has no use for it."""
+
+
 class Engine(Protocol):
     """Runs jobs. All methods are thread-safe and, `start` and `close` aside, return at once."""
 
-    def start(self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard) -> EngineInfo:
+    def start(
+        self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard, on_cached: OnCached = uncached
+    ) -> EngineInfo:
         """Blocks until every sampler path is warm. From then on `on_deltas` is called from the engine's thread, once
         per engine step, with what the step made for all jobs; and `on_transfer` from a thread that must not wait, once
-        for each side of every transfer, also of those that belong to no job. Raises ConfigError for a model or setting
-        it can't serve."""
+        for each side of every transfer, also of those that belong to no job; and `on_cached` from a thread of its own,
+        also while it starts, with what became of its prefix cache, in order, if that can be followed. Raises
+        ConfigError for a model or setting it can't serve."""
 
     def submit(self, job: Job) -> None:
         """Takes a job; whatever is wrong with it comes back as a Delta with an Outcome, as does its end."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from splitserve.core.worker import KvCounts, KvFormat, KvPeer, TransferStats
+from splitserve.core.worker import KvCounts, KvFormat, KvPeer, Pace, TransferStats
 
 LINGER_MS = 500
 REPORT_S = 0.25
@@ -60,6 +60,12 @@ class Free(msgspec.Struct, tag="free", frozen=True):
     blocks: int
 
 
+class Paced(msgspec.Struct, tag="paced", frozen=True):
+    """How the scheduler's decodes stand."""
+
+    pace: Pace
+
+
 class Armed(msgspec.Struct, tag="armed", frozen=True):
     """The scheduler half knows that this job is to be handed over; its blocks stay when it is aborted."""
 
@@ -81,7 +87,7 @@ class HandOver(msgspec.Struct, tag="hand_over", frozen=True):
     at_end: bool
 
 
-FromConnector = Started | Ended | Held | Free | Armed
+FromConnector = Started | Ended | Held | Free | Paced | Armed
 ToConnector = Connect | HandOver
 OnMessage = Callable[[FromConnector], None]
 
@@ -115,11 +121,15 @@ class AdapterEnd:
 
     def __init__(self, on_message: OnMessage) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="splitserve-")
-        self.address = f"ipc://{Path(self._directory.name) / 'bridge'}"
+        self.address = self.beside("bridge")
         self._on_message = on_message
         self._outbox = _Outbox()
         self._thread = threading.Thread(target=self._run, name="kv-bridge", daemon=True)
         self._thread.start()
+
+    def beside(self, name: str) -> str:
+        """Another address in the private directory."""
+        return f"ipc://{Path(self._directory.name) / name}"
 
     def tell(self, message: ToConnector) -> None:
         self._outbox.put(message)

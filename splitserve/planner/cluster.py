@@ -1,22 +1,25 @@
 """`cluster.yaml` from a plan: what `splitserve up` starts on one machine."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from splitserve.core.config import ClusterConfig, parse
+from splitserve.core.config import DEFAULT_CLASS, ClusterConfig, parse
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import Pool
-from splitserve.planner.deployment import Role
+from splitserve.latency.profile import read as read_profile
+from splitserve.planner.deployment import Parallelism, Role
 from splitserve.planner.plan import Plan, PoolFigures
 
 POOLS = {Role.PREFILL: Pool.PREFILL, Role.DECODE: Pool.DECODE, Role.COLOCATED: Pool.DECODE}
 
 
 def cluster(plan: Plan) -> ClusterConfig:
-    """A decode pool without a prefill pool reads its own prompts: that is how colocated serving is written.
+    """A decode pool without a prefill pool reads its own prompts: that is how colocated serving is written. The
+    router is told the objectives; workers whose steps a profile was measured of, where it is.
 
-    Raises ConfigError for a placement that one machine of one kind can't hold.
+    Raises ConfigError for a placement that one machine of one kind can't hold, and for a profile that can't be read.
     """
     placement = plan.chosen.placement
     if placement.spans_nodes:
@@ -26,10 +29,9 @@ def cluster(plan: Plan) -> ClusterConfig:
     by_pool = {POOLS[pool.role]: pool for pool in placement.pools}
     if len(by_pool) < len(placement.pools):
         raise ConfigError("placement", "two pools have one role; use the chart's values (--values)")
-    pools = {str(pool): _pool(by_pool[pool]) if pool in by_pool else {"workers": 0} for pool in Pool}
-    return parse(
-        ClusterConfig, {"model": plan.inputs.model, "engine": engine_of_all(plan), "pools": pools}, "cluster.yaml"
-    )
+    pools = {str(pool): _pool(plan, by_pool[pool]) if pool in by_pool else {"workers": 0} for pool in Pool}
+    said = {"model": plan.inputs.model, "engine": engine_of_all(plan), "router": _router(plan), "pools": pools}
+    return parse(ClusterConfig, said, "cluster.yaml")
 
 
 def cluster_yaml(plan: Plan) -> str:
@@ -65,5 +67,16 @@ def engine_of_all(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _pool(pool: PoolFigures) -> dict[str, Any]:
-    return {"workers": pool.workers, "engine": engine(pool)}
+def _router(plan: Plan) -> dict[str, Any]:
+    return {"slo_classes": {DEFAULT_CLASS: {"ttft_s": plan.inputs.ttft, "tpot_s": plan.inputs.tpot}}}
+
+
+def _pool(plan: Plan, pool: PoolFigures) -> dict[str, Any]:
+    return {"workers": pool.workers, "engine": engine(pool) | _profile(plan.inputs.profile, pool.parallelism)}
+
+
+def _profile(file: Path | None, parallelism: Parallelism) -> dict[str, Any]:
+    if file is None:
+        return {}
+    measured = read_profile(file)
+    return {"profile": str(file)} if Parallelism(measured.tp, measured.pp) == parallelism else {}

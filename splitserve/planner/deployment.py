@@ -42,7 +42,8 @@ class WorkerSpec:
     """One worker of a deployment, as the simulator needs it.
 
     `node` is where it sits. `kv_blocks` of `block_tokens` tokens each are what its GPUs have left beside the weights.
-    `cold_start_s`: seconds from the simulation's start until it takes its first request.
+    `cold_start_s`: seconds from the simulation's start until it takes its first request. `admits_by_peak`: as a worker
+    does, it takes no decode that its decodes will leave no room for (`routing/peak`); else by what they hold now.
     """
 
     role: Role
@@ -55,6 +56,7 @@ class WorkerSpec:
     max_model_len: int = 8192
     prefix_caching: bool = True
     cold_start_s: float = 0.0
+    admits_by_peak: bool = True
 
 
 @dataclass(frozen=True, slots=True)

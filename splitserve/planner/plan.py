@@ -208,6 +208,9 @@ class Plan(Settings):
     splitserve: str = Field(description="the release that wrote it")
     inputs: Inputs
     chosen: Candidate
+    adaptive_rps: IntervalFigures | None = Field(
+        None, description="goodput of the chosen workers if the router schedules by the objectives, and not by pools"
+    )
     runners_up: tuple[Candidate, ...]
     phases: tuple[PhaseFigures, ...]
     workload: WorkloadFigures

@@ -54,6 +54,7 @@ def plan_of(inputs: Inputs, question: Question, result: SearchResult) -> Plan:
         splitserve=__version__,
         inputs=inputs,
         chosen=chosen,
+        adaptive_rps=interval_of(result.adaptive_rps) if result.adaptive_rps is not None else None,
         runners_up=tuple(other.model_copy(update={"lost": why_lost(chosen, other, inputs)}) for other in others),
         phases=tuple(_phase(phase) for phase in result.phases),
         workload=_workload(question.workload),

@@ -119,13 +119,15 @@ class Infeasible:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """`judged` is sorted, the best first; empty only if `infeasible` says why. `best_colocated` is among them."""
+    """`judged` is sorted, the best first; empty only if `infeasible` says why. `best_colocated` is among them.
+    `adaptive_rps`: the best one's goodput if the router schedules by the objectives, and not by pools."""
 
     judged: tuple[Judged, ...]
     phases: tuple[PhaseGoodput, ...]
     infeasible: Infeasible | None
     simulated_requests: int
     cpu_s: float
+    adaptive_rps: Interval | None = None
 
     @property
     def best(self) -> Judged | None:

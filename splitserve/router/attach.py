@@ -74,6 +74,8 @@ class FleetService(worker_pb2_grpc.FleetServicer):
         async for message in messages:
             load = convert.load_from_proto(message.load) if message.HasField("load") else None
             self._membership.heard(uuid, load, [convert.delta_from_proto(delta) for delta in message.deltas])
+            for news in message.cache_news:
+                self._membership.cached(uuid, convert.cache_news_from_proto(news))
 
     async def _tell(self, attachment: Attachment, context: grpc.aio.ServicerContext) -> None:
         await context.write(worker_pb2.RouterMessage(welcome=self._welcome))

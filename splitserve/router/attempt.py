@@ -24,7 +24,18 @@ from splitserve.core.errors import (
     Unavailable,
 )
 from splitserve.core.request import SamplingParams
-from splitserve.core.worker import DecodeJob, Delta, Failure, KvMode, Outcome, Parse, PrefillJob, Ticket, WorkerInfo
+from splitserve.core.worker import (
+    DecodeJob,
+    Delta,
+    Failure,
+    KvMode,
+    Objectives,
+    Outcome,
+    Parse,
+    PrefillJob,
+    Ticket,
+    WorkerInfo,
+)
 from splitserve.router.alarm import Alarm
 from splitserve.router.departure import Decoding, Departure
 from splitserve.router.mailbox import Event, Lost, Mailbox, Order, Overfull
@@ -85,6 +96,7 @@ class Work:
     lora: str = ""
     cache_salt: str = ""
     span: traces.Span = field(default_factory=traces.Span)
+    objectives: Objectives = field(default_factory=Objectives)  # from the dispatch on
     parse: Parse | None = None
 
 
@@ -183,6 +195,7 @@ class Attempt:
             lora=work.lora,
             cache_salt=work.cache_salt,
             traceparent=work.span.traceparent,
+            objectives=work.objectives,
             parse=work.parse,
         )
         self._membership.send(self._binding.decode.uuid, job, self._mailbox)
@@ -199,6 +212,7 @@ class Attempt:
             lora=work.lora,
             cache_salt=work.cache_salt,
             traceparent=work.span.traceparent,
+            objectives=work.objectives,
         )
         self._membership.send(prefill.uuid, job, self._mailbox)
 
@@ -219,7 +233,8 @@ class Attempt:
             return False
         if delta.job_id != self._decode_job_id or delta.index != len(work.output.token_ids):
             return False
-        self._sign_at = work.stopwatch.last_token_at = now = time.monotonic()
+        self._sign_at = now = time.monotonic()
+        work.stopwatch.tokens(now)
         work.outflow.pass_on(delta, now)
         return True
 
@@ -291,6 +306,7 @@ class Attempt:
         if self._arriving is not None:
             self._arrived(self._arriving, now)
         self._has_tokens = True
+        self._work.stopwatch.decisions.begins(now)
         self._work.span.event(traces.FIRST_TOKEN, traces.nothing)
 
     def _on_prefill(self, outcome: Outcome) -> None:

@@ -12,17 +12,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf, isinf
 from uuid import uuid4
 
-from splitserve.core.config import RouterConfig
+from splitserve.core.config import DEFAULT_CLASS, RouterConfig
 from splitserve.core.deadline import Deadline
-from splitserve.core.errors import DeadlineExceeded, Overloaded, SplitserveError
+from splitserve.core.errors import DeadlineExceeded, EngineError, Overloaded, SplitserveError, Unavailable
+from splitserve.core.fleet import Explanation
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import Chat, Chunk, GenerateRequest, Usage
 from splitserve.core.sink import Sink
 from splitserve.core.worker import Failure, Parse
 from splitserve.router.alarm import Alarm
 from splitserve.router.attempt import Attempt, MovedOn, Setback, Work
+from splitserve.router.classes import SloClasses
 from splitserve.router.departure import Departure
 from splitserve.router.membership import Membership
 from splitserve.router.move import Move
@@ -52,6 +55,7 @@ class Surroundings:
     membership: Membership
     waiting: WaitingRequests
     metrics: RouterMetrics
+    classes: SloClasses
     logger: Logger = field(default_factory=lambda: Logger("router"))
     tracer: traces.Tracer = field(default_factory=traces.Tracer)
 
@@ -60,7 +64,7 @@ class Surroundings:
         """Of what the fleet can serve now."""
         model, fleet = self.model, self.membership
         most = fleet.token_limit or model.max_position_embeddings
-        return Limits(model.name, model.vocab_size, most, fleet.loras, self.config.limits)
+        return Limits(model.name, model.vocab_size, most, fleet.loras, self.classes.names, self.config.limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,10 @@ class Journey:
         self._stalled = False
         self.prompt: tuple[int, ...] = sibling.prompt if sibling is not None else ()
         self._sampling = request.sampling
+        self._class = around.classes.of(DEFAULT_CLASS)
+        self._first_token_due = inf
+        self._asked: Ask | None = None  # for a route, the last time
+        self._asked_at = 0.0
 
     async def travel(self) -> Chunk:
         """Returns the last chunk, sent like the others. Raises a SplitserveError in every other ending."""
@@ -131,6 +139,8 @@ class Journey:
         if self._sibling is None:
             self._request = check_request(self._request, limits)
         stall_s = self._around.config.limits.client_stall_s
+        self._class = self._around.classes.of(self._request.slo_class)
+        self._stopwatch.watch_gaps = not isinf(self._class.slo.itl_p99_s)
         try:
             async with asyncio.timeout(self._terms.deadline.remaining_s) as time_left:
                 with Alarm(lambda: self._outflow.sending_since + stall_s, partial(self._stall, time_left), stall_s):
@@ -140,7 +150,12 @@ class Journey:
                         await self._go()
                     return await self._finish()
         except TimeoutError as error:
+            if not self._stalled:
+                self._judge(met=False)
             raise (self._too_slow() if self._stalled else self._too_late()) from error
+        except (DeadlineExceeded, EngineError, Overloaded, Unavailable):
+            self._judge(met=False)
+            raise
         finally:
             del time_left  # has the task, whose error has this frame: all of the request, until a rare collection
             self._terms.charge(len(self._output.token_ids) - len(self._request.output))
@@ -161,6 +176,25 @@ class Journey:
         else:
             self._attempt.move(move)
 
+    def explain(self) -> Explanation:
+        """Why it has the workers that it has, or waits."""
+        now, slo = time.monotonic(), self._class.slo
+        place, waits_for = self._around.waiting.standing(self._asked) if self._asked is not None else (0, "")
+        return Explanation(
+            request_id=self._request.request_id,
+            slo_class=self._class.name,
+            priority=self._class.priority + self._request.priority,
+            prompt_tokens=len(self.prompt),
+            output_tokens=len(self._output.token_ids),
+            since_s=now - self._stopwatch.arrived_at,
+            ttft_s=slo.first_token_s(len(self.prompt)),
+            tpot_s=slo.tpot_s,
+            itl_p99_s=slo.itl_p99_s,
+            place=place,
+            waits_for=waits_for,
+            decisions=self._stopwatch.decisions.told(now),
+        )
+
     @property
     def decode_worker(self) -> str:
         """The uuid of the worker that decodes it, or will; empty while it waits for one."""
@@ -169,6 +203,7 @@ class Journey:
     async def _go(self) -> None:
         """Waits for a route, and takes it, also to where it leads on."""
         ask, choice, number = self._ask(), self._choice, self._stopwatch.routes + 1
+        self._asked, self._asked_at = ask, time.monotonic()
         with self._terms.span.child(traces.QUEUE_SPAN, traces.waits, number, choice, ask.need.tokens) as queue:
             async with self._around.waiting.bound(ask) as binding:
                 queue.end()
@@ -178,8 +213,14 @@ class Journey:
 
     async def _try(self, binding: Binding, arriving: Departure | None) -> Departure | None:
         """One attempt. Returns the departure if the request is to go on at another worker."""
+        if arriving is not None:
+            self._asked_at = binding.bound_at
+            self._first_token_due = self._since + self._class.slo.first_token_s(len(self.prompt))
         self._decode_worker = binding.decode.uuid
         self._stopwatch.bound(binding, moved=arriving is not None)
+        decisions = self._stopwatch.decisions
+        logger = self._around.logger
+        decisions.bound(binding, self._asked_at, self._first_token_due, arriving is not None, logger)
         around, known = self._around, len(self._output.token_ids)
         with self._span_of(binding, moved=arriving is not None) as span:
             try:
@@ -188,9 +229,11 @@ class Journey:
                     await self._attempt.run()
                 span.note(traces.ending, str(self._output.finish_reason), len(self._output.token_ids) - known)
             except Setback as setback:
+                decisions.ended(str(setback))
                 span.note(traces.ending, setback.reason, len(self._output.token_ids) - known)
                 self._learn(setback, span)
             except MovedOn as moved:
+                decisions.ended("it was moved")
                 span.note(traces.ending, Failure.MIGRATED.value, len(self._output.token_ids) - known)
                 return moved.departure
             finally:
@@ -237,14 +280,24 @@ class Journey:
 
     async def _finish(self) -> Chunk:
         usage = Usage(len(self.prompt), len(self._output.token_ids))
+        made = usage.output_tokens - len(self._request.output)
         chunk = replace(
             self._output.take_chunk(self._request.request_id),
             finish_reason=self._output.finish_reason,
             usage=usage,
-            timings=self._stopwatch.timings(usage.output_tokens) if self._stopwatch.routes else None,
+            timings=self._stopwatch.timings(made) if self._stopwatch.routes else None,
         )
         await self._outflow.send(chunk)
+        if chunk.timings is not None:
+            timings, gaps_p99_s = chunk.timings, self._stopwatch.gaps_p99_s(made)
+            met = self._class.slo.allows(len(self.prompt), timings.ttft_s, timings.tpot_s, gaps_p99_s)
+            self._judge(met, usage.output_tokens)
         return chunk
+
+    def _judge(self, met: bool, output_tokens: int = 0) -> None:
+        """Once for every output that its client did not give up itself."""
+        self._around.metrics.judged(self._class.name, met)
+        self._around.classes.ended(self._class.name, met, output_tokens)
 
     # -------------------------------------------------------------------------------------------------------------
     async def _read(self, limits: Limits) -> None:
@@ -257,22 +310,47 @@ class Journey:
         self._sampling = replace(check_prompt(self._request, prompt, limits), n=1)
         self._note_end()
 
+    @property
+    def _since(self) -> float:
+        """From when its TTFT objective counts. One that goes on elsewhere has its first token already: the next is due
+        as soon as a first one would be. Without an objective it keeps the place in the line that it arrived at."""
+        goes_on = self._stopwatch.first_token_at is not None and not isinf(self._class.slo.ttft_s)
+        return time.monotonic() if goes_on else self._stopwatch.arrived_at
+
     def _ask(self) -> Ask:
         """Jobs are not named by the request id: a client may use it again, here or at another router."""
+        slo, known = self._class.slo, len(self._output.token_ids)
+        since, first_token_s = self._since, slo.first_token_s(len(self.prompt))
+        self._first_token_due = since + first_token_s
+        assert self._sampling.max_tokens is not None
         return Ask(
             need=Need(
-                tokens=len(self.prompt) + len(self._output.token_ids),
+                tokens=len(self.prompt) + known,
+                due=self._first_token_due,
+                tpot_s=min(slo.tpot_s, slo.itl_p99_s),
+                output_tokens=self._around.classes.output_tokens(known, self._sampling.max_tokens - known),
                 avoid=self._blame.avoid,
                 exclude=self._blame.exclude,
                 alone=self._wants_prompt_logprobs,
                 beside=self._sibling.beside if self._sibling is not None and not self._blame.failures else "",
                 lora=self._request.lora,
+                cached=self._cached,
             ),
             job_prefix=f"{self._transfer_id}/{self._stopwatch.routes + 1}",
-            priority=self._request.priority,
-            arrived_at=self._stopwatch.arrived_at,
+            priority=self._class.priority + self._request.priority,
+            arrived_at=since,
+            first_token_s=first_token_s,
+            refuses_late=self._class.name if self._class.refuses and self._sibling is None else "",
             failed_with=self._blame.last,
         )
+
+    @property
+    def _cached(self) -> dict[str, int]:
+        """By worker, how much of what is to be read it has cached. With logprobs of the prompt all is computed."""
+        if self._wants_prompt_logprobs:
+            return {}
+        tokens = (*self.prompt, *self._output.token_ids)
+        return self._around.membership.cached_tokens(tokens, self._request.lora, self._request.cache_salt)
 
     def _work(self, span: traces.Span) -> Work:
         patience_s, prompt = self._request.inter_token_deadline_s, self._request.prompt
@@ -280,7 +358,7 @@ class Journey:
             request_id=self._request.request_id,
             prompt=self.prompt,
             sampling=self._sampling if self._wants_prompt_logprobs else replace(self._sampling, prompt_logprobs=None),
-            priority=self._request.priority,
+            priority=self._class.priority + self._request.priority,
             deadline=self._terms.deadline,
             inter_token_deadline_s=patience_s or self._around.config.inter_token_deadline_s,
             transfer_id=self._transfer_id,
@@ -292,6 +370,7 @@ class Journey:
             lora=self._request.lora,
             cache_salt=self._request.cache_salt,
             span=span,
+            objectives=self._class.objectives(self._first_token_due - time.monotonic()),
             parse=Parse(prompt.tools, prompt.tool_choice) if isinstance(prompt, Chat) else None,
         )
 

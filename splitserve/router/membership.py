@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 
+from splitserve.core.cached import CacheNews
 from splitserve.core.errors import JoinRefused, UnknownWorker
 from splitserve.core.fleet import Health, WorkerStatus
 from splitserve.core.worker import DecodeJob, Delta, Failure, Job, Load, Pool, Ticket, WorkerInfo
@@ -18,7 +20,10 @@ from splitserve.kv.layout import differing_field
 from splitserve.router.mailbox import Lost, Mailbox
 from splitserve.router.orders import Outbox, SendCancel, SendDrain, SendHandOver, SendJob, SendPeers, SendPool
 from splitserve.routing.fleet import Fleet
+from splitserve.routing.prefix import PrefixIndex, chain_of
 from splitserve.routing.promise import Promise
+
+MOST_CACHED_BLOCKS = 500_000  # of all workers together that a router keeps in mind: some 150 MB
 
 
 @dataclass(slots=True)
@@ -54,6 +59,8 @@ class Membership:
         self._attachments: dict[str, Attachment] = {}
         self._sent: dict[str, _Sent] = {}
         self._suspected_at: dict[str, float] = {}
+        self._prefixes = PrefixIndex(MOST_CACHED_BLOCKS)
+        self._block_sizes: set[int] = set()
         # Every request asks for these, and only who is there changes them.
         self.token_limit: int | None = None  # longest prompt and output together that every worker can hold, tokens
         self.loras: tuple[str, ...] = ()  # names of the LoRA adapters that some worker has
@@ -66,6 +73,7 @@ class Membership:
             _check_beside(info, other)
         attachment = self._attachments[info.uuid] = Attachment(info)
         self._fleet.join(info, self._clock())
+        self._prefixes.join(info.uuid)
         self._note_workers()
         self._introduce()
         self._changed()
@@ -77,6 +85,7 @@ class Membership:
         if attachment is None:
             return
         self._fleet.leave(uuid)
+        self._prefixes.leave(uuid)
         self._suspected_at.pop(uuid, None)
         for job_id in [job_id for job_id, sent in self._sent.items() if sent.worker == uuid]:
             _tell(self._sent.pop(job_id), Lost(job_id, reason))
@@ -106,6 +115,23 @@ class Membership:
             self._deliver(uuid, deltas)
         if load is not None:
             self._changed()
+
+    def cached(self, uuid: str, news: CacheNews) -> None:
+        """What became of a worker's prefix cache. Of one whose news were lost on the way nothing is known that came
+        before: it tells again what is used."""
+        if uuid not in self._prefixes:
+            return
+        if self._prefixes.apply(uuid, news.number, news.events):
+            self._prefixes.restart(uuid, news.number)
+            self._prefixes.apply(uuid, news.number, news.events)
+
+    def cached_tokens(self, tokens: Sequence[int], lora: str, salt: str) -> dict[str, int]:
+        """By worker, how many of a prompt's leading tokens are in its prefix cache; see `PrefixIndex`."""
+        if not len(self._prefixes):
+            return {}
+        chains = [chain_of(tokens, block_size, lora, salt) for block_size in self._block_sizes]
+        found = [item for chain in chains for item in self._prefixes.cached_tokens(chain).items()]
+        return dict(found if len(chains) == 1 else sorted(found, key=itemgetter(1)))
 
     # Jobs --------------------------------------------------------------------------------------------------------
     def send(self, uuid: str, job: Job, mailbox: Mailbox) -> None:
@@ -236,6 +262,7 @@ class Membership:
 
     def _note_workers(self) -> None:
         workers = self._fleet.workers
+        self._block_sizes = {worker.kv.block_size for worker in workers}
         self.token_limit = min(map(_token_limit, workers), default=None)
         self.loras = tuple(sorted({name for worker in workers for name in worker.loras}))
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from splitserve.core.errors import InvalidRequest, Overloaded, Unavailable
+from splitserve.core.fleet import Explanation
 from splitserve.router.move import Move
 
 _RETRY_S = 1.0
@@ -22,6 +23,8 @@ class Traveller(Protocol):
     def decode_worker(self) -> str: ...
 
     def move(self, move: Move) -> None: ...
+
+    def explain(self) -> Explanation: ...
 
 
 class Running:
@@ -65,8 +68,12 @@ class Running:
         and so on."""
         self._requests[request_id][f"{request_id}#{choice}" if choice else request_id] = traveller
 
-    def get(self, name: str) -> Traveller | None:
-        return self._requests.get(name.rpartition("#")[0] or name, {}).get(name)
+    def get(self, name: str) -> Traveller:
+        """Raises InvalidRequest if none is called so."""
+        traveller = self._requests.get(name.rpartition("#")[0] or name, {}).get(name)
+        if traveller is None:
+            raise InvalidRequest("request_id", f"no request {name!r} runs in this router")
+        return traveller
 
     def decoding_at(self, worker: str) -> dict[str, Traveller]:
         """What has, or will have, this decode worker."""

@@ -19,6 +19,7 @@ from splitserve.core.worker import Pool
 from splitserve.router.access import AccessControl, KeyFile
 from splitserve.router.attach import FleetService
 from splitserve.router.attention import Attention
+from splitserve.router.classes import SloClasses
 from splitserve.router.endpoint import Endpoint
 from splitserve.router.evacuation import Evacuation
 from splitserve.router.journey import Surroundings
@@ -84,8 +85,16 @@ class Router:
         self._key_file = KeyFile(config.api_keys) if config.api_keys is not None else None
         self.access = AccessControl(self._key_file.first if self._key_file is not None else None)
         self._text = Text(model.path)
+        self._classes = SloClasses(config.slo_classes)
         self._around = Surroundings(
-            config, model, self._text, self._membership, self._waiting, metrics, tracer=tracer or Tracer()
+            config,
+            model,
+            self._text,
+            self._membership,
+            self._waiting,
+            metrics,
+            self._classes,
+            tracer=tracer or Tracer(),
         )
         self._worker_counts: Mapping[tuple[Pool, Health], int] = {}
         self._server: Server | None = None
@@ -150,6 +159,7 @@ class Router:
             waiting_requests=waiting,
             running_requests=max(0, len(self._running) - waiting),
             router_uuid=self.uuid,
+            classes=self._classes.status(),
         )
 
     def _register(self, server: Server) -> None:

@@ -92,6 +92,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.FleetStatus:
         return convert.fleet_status_to_proto(self._status())
 
+    async def Explain(
+        self, message: admin_pb2.ExplainRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.Explanation:
+        try:
+            return convert.explanation_to_proto(self._running.get(message.request_id).explain())
+        except SplitserveError as error:
+            await abort(context, error)
+
     async def Drain(
         self, message: admin_pb2.DrainRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.DrainResponse:
@@ -126,8 +134,6 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def _migrate(self, request_id: str, worker: str, within_s: float) -> Moved:
         _check_timeout(within_s)
         traveller = self._running.get(request_id)
-        if traveller is None:
-            raise InvalidRequest("request_id", f"no request {request_id!r} runs in this router")
         move = Move(self._membership.find(worker).uuid if worker else None)
         traveller.move(move)
         try:

@@ -1,9 +1,11 @@
 """When things happened to one request, and the `Timings` that follow. Plain state; seconds on the router's clock."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from splitserve.core.request import Timings
+from splitserve.core.slo import rank_of_p99
 from splitserve.core.worker import KvMode, Outcome
+from splitserve.router.decisions import Decisions
 from splitserve.router.waiting import Binding
 
 
@@ -18,6 +20,9 @@ class Stopwatch:
     moves: int = 0
     kv_bytes: int = 0
     kv_bytes_before_prefill_ended: int = 0
+    watch_gaps: bool = False
+    decisions: Decisions = field(default_factory=Decisions)
+    _gaps_s: list[float] = field(default_factory=list)  # between the moments at which tokens came
     _served_by: Binding | None = None
     _decode_worker: str = ""
     _prefilled_at: float | None = None
@@ -43,7 +48,15 @@ class Stopwatch:
     def tokens(self, now: float) -> None:
         if self.first_token_at is None:
             self.first_token_at = now
+        elif self.watch_gaps:
+            self._gaps_s.append(now - self.last_token_at)
         self.last_token_at = now
+
+    def gaps_p99_s(self, output_tokens: int) -> float:
+        """What 99% of the gaps between its tokens are no longer than; tokens that came together have none."""
+        gaps = max(output_tokens - 1, len(self._gaps_s))
+        place = rank_of_p99(gaps) - (gaps - len(self._gaps_s))  # among those above 0
+        return sorted(self._gaps_s)[place - 1] if place > 0 else 0.0
 
     def timings(self, output_tokens: int) -> Timings:
         """Only once something was served: a request that has not finished has none."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from splitserve.core.config import RequestLimits
+from splitserve.core.config import DEFAULT_CLASS, RequestLimits
 from splitserve.core.errors import InvalidRequest, ModelNotFound
 from splitserve.core.request import Chat, GenerateRequest, Prompt, SamplingParams, StructuredOutput, Tool
 
@@ -17,7 +17,6 @@ DEEPEST_SCHEMA = 64  # levels
 LARGEST_BIAS = 100.0  # OpenAI's bound
 HOTTEST = 2  # vLLM takes no more
 PRIORITIES = range(-1000, 1001)
-SLO_CLASSES = ("standard",)
 _SEEDS = range(-(2**63), 2**63)
 
 
@@ -29,6 +28,7 @@ class Limits:
     vocab_size: int
     max_tokens: int
     loras: tuple[str, ...] = ()
+    slo_classes: tuple[str, ...] = (DEFAULT_CLASS,)
     request: RequestLimits = field(default_factory=RequestLimits)
 
     @property
@@ -41,7 +41,7 @@ def check_request(request: GenerateRequest, limits: Limits) -> GenerateRequest:
     """All that can be said before the prompt is tokenised. Returns the request with the adapter, if `model` names one,
     in `lora`. Raises ModelNotFound too."""
     named = replace(request, lora=lora_of(request.model, request.lora, limits.model, limits.loras))
-    _check_routing(request)
+    _check_routing(request, limits.slo_classes)
     _check_prompt(request.prompt, limits)
     _check_sampling(request.sampling, limits)
     _check_output(request, limits)
@@ -87,7 +87,7 @@ def _check_prompt_logprobs(sampling: SamplingParams, prompt_tokens: int, limits:
         _check(entries <= most, "sampling.prompt_logprobs", sentence)
 
 
-def _check_routing(request: GenerateRequest) -> None:
+def _check_routing(request: GenerateRequest, slo_classes: Sequence[str]) -> None:
     for name in ("deadline_s", "inter_token_deadline_s"):
         value = getattr(request, name)
         _check(
@@ -97,7 +97,7 @@ def _check_routing(request: GenerateRequest) -> None:
         value = getattr(request, name)
         _check(len(value) <= LONGEST_ID and value.isprintable(), name, f"at most {LONGEST_ID} printable characters")
     _check(request.priority in PRIORITIES, "priority", f"must be within [{PRIORITIES[0]}, {PRIORITIES[-1]}]")
-    _check(request.slo_class in SLO_CLASSES, "slo_class", f"unknown; this router has {', '.join(SLO_CLASSES)}")
+    _check(request.slo_class in slo_classes, "slo_class", f"unknown; this router has {', '.join(slo_classes)}")
 
 
 def _check_prompt(prompt: Prompt, limits: Limits) -> None:

@@ -12,7 +12,7 @@ from bisect import bisect_left, insort
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, isinf
 from random import Random
 
 from splitserve.core.errors import Overloaded, SplitserveError, Unavailable
@@ -30,28 +30,43 @@ _NEW_GAP_WEIGHT = 0.1  # of the moving mean of the time between two bindings
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One attempt's wish. `job_prefix` is unique among all attempts. `first_token_s` is the request's TTFT objective.
-    `failed_with` is how the attempt before it failed: such a request is never refused for want of room, and if no
-    worker is left that is what it hears."""
+    """One attempt's wish. `job_prefix` is unique among all attempts. `first_token_s` is the request's TTFT objective;
+    `refuses_late` names its SLO class, if that says to refuse who would miss it. `failed_with` is how the attempt
+    before it failed: such a request is refused neither for want of room nor for being late, and if no worker is left
+    that is what it hears."""
 
     need: Need
     job_prefix: str
     priority: int
     arrived_at: float
     first_token_s: float = inf
+    refuses_late: str = ""
     failed_with: SplitserveError | None = None
+
+    @property
+    def may_refuse(self) -> bool:
+        """It is refused, rather than served late."""
+        return bool(self.refuses_late) and self.failed_with is None and not isinf(self.need.due)
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
     """A bound route. `prefill` is None where the decode worker computes the prompt itself, or takes the KV over from
-    another decode worker under `takeover`."""
+    another decode worker under `takeover`. If it was chosen by what it takes, `read_s` and `ttft_s` are the seconds
+    predicted from then until the prompt is read and the first token out. `behind`: how many still waited then."""
 
     decode: WorkerInfo
     prefill: WorkerInfo | None
     job_prefix: str
     bound_at: float
     takeover: Ticket | None = None
+    read_s: float = 0.0
+    ttft_s: float = 0.0
+    behind: int = 0
+
+    @property
+    def is_predicted(self) -> bool:
+        return self.ttft_s > 0.0
 
     @property
     def computes_prompt(self) -> bool:
@@ -89,16 +104,45 @@ class WaitingRequests:
     def __len__(self) -> int:
         return len(self._waiters) + sum(map(len, self._picky.values()))
 
+    @property
+    def pace_s(self) -> float:
+        """Seconds between two that were bound of late while others waited; 0 before."""
+        return self._bind_gap_s
+
     @asynccontextmanager
     async def bound(self, ask: Ask) -> AsyncIterator[Binding]:
         """Waits for a route and holds its promise until the jobs are sent or the block is left. Raises Overloaded if
-        too many wait, Unavailable if no live worker can ever serve it."""
+        too many wait and where who would be late is refused, Unavailable if no live worker can ever serve it."""
         waiter = self._enter(ask)
         try:
             self.pump()
-            yield await waiter.bound
+            yield await self._bound(waiter)
         finally:
             self._leave(waiter)
+
+    async def _bound(self, waiter: _Waiter) -> Binding:
+        ask = waiter.ask
+        if not ask.may_refuse:
+            return await waiter.bound
+        try:
+            async with asyncio.timeout(max(0.0, ask.need.due - self._clock())):
+                return await waiter.bound
+        except TimeoutError as error:
+            raise self._too_late(ask) from error
+
+    def standing(self, ask: Ask) -> tuple[int, str]:
+        """Its place in the line, from 1, and what it waits for; 0 if it does not wait."""
+        lines = (self._waiters, *self._picky.values())
+        waiter = next((each for line in lines for each in line if each.ask is ask), None)
+        if waiter is None or waiter.bound.done():
+            return 0, ""
+        ahead = sum(bisect_left(line, waiter.place, key=_place) for line in lines)
+        if self._queue_of(ask.need)[0] is not waiter:
+            return ahead + 1, "for those ahead of it to go"
+        wanted = "a worker that it may have" if ask.need.picky else "a worker"
+        if ask.need.has_objectives:
+            return ahead + 1, f"for {wanted} that takes it now and serves it and everyone there well enough"
+        return ahead + 1, f"for {wanted} that takes it now"
 
     @contextmanager
     def target(self, source: WorkerInfo, tokens: int, job_prefix: str, wanted: str | None) -> Iterator[Binding | None]:
@@ -130,11 +174,12 @@ class WaitingRequests:
         """Whether the first in the line needs not wait any more, or lets others pass."""
         waiter = self._waiters[0]
         choice = self._choose(waiter.ask.need) if not waiter.bound.done() else None
-        if isinstance(choice, Route) and len(self._waiters) > 1:
+        if isinstance(choice, Route) and len(self._waiters) > 1 and not waiter.ask.may_refuse:
             behind = waiter.place.after(self._clock() + choice.ttft_s)
             if behind is not waiter.place:
+                del self._waiters[0]
                 waiter.place = behind
-                self._waiters.sort()
+                insort(self._waiters, waiter)
                 return True
         goes = self._settle(waiter, choice)
         if goes:
@@ -146,6 +191,8 @@ class WaitingRequests:
             raise Overloaded(f"{len(self)} requests are waiting, the most this router keeps", self._retry_after_s())
         self._number += 1
         place = Place.of(ask.priority, ask.arrived_at, ask.first_token_s, self._number)
+        if self._is_late(ask, self._turn_in_s(place)):
+            raise self._too_late(ask)
         waiter = _Waiter(place, ask, asyncio.get_running_loop().create_future())
         insort(self._queue_of(ask.need), waiter)
         return waiter
@@ -159,6 +206,8 @@ class WaitingRequests:
             self._picky.pop(_kind(waiter.ask.need), None)
         if waiter.bound.done() and not waiter.bound.cancelled() and waiter.bound.exception() is None:
             self._withdraw(waiter.bound.result())
+        if not len(self):
+            self._last_bound_at = None
         self.pump()
 
     def _queue_of(self, need: Need) -> list[_Waiter]:
@@ -169,7 +218,9 @@ class WaitingRequests:
     def _settle(self, waiter: _Waiter, choice: Route | Wait | NoRoute | None) -> bool:
         """Whether the waiter need not wait any more."""
         if not waiter.bound.done():
-            if isinstance(choice, Route):
+            if isinstance(choice, Route) and self._is_late(waiter.ask, choice.ttft_s):
+                waiter.bound.set_exception(self._too_late(waiter.ask))
+            elif isinstance(choice, Route):
                 waiter.bound.set_result(self._bind(choice, waiter.ask))
             elif isinstance(choice, NoRoute):
                 waiter.bound.set_exception(waiter.ask.failed_with or Unavailable(choice.reason))
@@ -179,7 +230,7 @@ class WaitingRequests:
 
     def _choose(self, need: Need) -> Route | Wait | NoRoute:
         now = self._clock()
-        choice = choose(self._fleet.sample(now, self._random, need.beside), need, now)
+        choice = choose(self._fleet.sample(now, self._random, need.wanted), need, now)
         if isinstance(choice, NoRoute):  # a sample can't say that nobody is left
             return choose(self._fleet.candidates(now), need, now)
         return choice
@@ -190,11 +241,15 @@ class WaitingRequests:
             prefill=self._fleet.worker(route.prefill) if route.prefill is not None else None,
             job_prefix=ask.job_prefix,
             bound_at=self._clock(),
+            read_s=route.read_s,
+            ttft_s=route.ttft_s,
+            behind=len(self) - 1,
         )
-        tokens = ask.need.tokens
+        tokens, cached = ask.need.tokens, ask.need.cached.get(route.reader, 0)
+        read_s = route.read_s or self._fleet.read_s(route.reader, tokens, cached, binding.bound_at)
+        self._fleet.reads_until(route.reader, binding.bound_at + read_s)
         decode = Promise(Pool.DECODE, tokens, waits_for_kv=route.prefill is not None)
         self._fleet.promise(route.decode, binding.decode_job_id, decode)
-        self._fleet.reads_until(route.reader, binding.bound_at + route.read_s)
         if route.prefill is not None:
             self._fleet.promise(route.prefill, binding.prefill_job_id, Promise(Pool.PREFILL, tokens))
         self._note_bound(binding.bound_at)
@@ -206,14 +261,36 @@ class WaitingRequests:
             self._fleet.withdraw(binding.prefill.uuid, binding.prefill_job_id)
 
     def _note_bound(self, now: float) -> None:
+        """The gap to the next counts if there is somebody to bind all the while."""
         if self._last_bound_at is not None:
             self._bind_gap_s += _NEW_GAP_WEIGHT * (now - self._last_bound_at - self._bind_gap_s)
-        self._last_bound_at = now
+        self._last_bound_at = now if len(self) > 1 else None
+
+    def _turn_in_s(self, place: Place) -> float:
+        """When those before this place will have gone, at the pace of late."""
+        lines = (self._waiters, *self._picky.values())
+        return self._bind_gap_s * sum(bisect_left(line, place, key=_place) for line in lines)
+
+    def _is_late(self, ask: Ask, after_s: float) -> bool:
+        """Whether it is to be refused, if its first token takes so long from now."""
+        return ask.may_refuse and self._clock() + after_s > ask.need.due
+
+    def _too_late(self, ask: Ask) -> Overloaded:
+        sentence = (
+            f"slo_class {ask.refuses_late}: the first token would come later than the {ask.first_token_s:.2f} s it "
+            f"allows; {len(self)} requests are waiting"
+        )
+        return Overloaded(sentence, self._retry_after_s())
 
     def _retry_after_s(self) -> float:
         """When the queue will have moved by half, at the pace of late."""
         return min(_LONGEST_RETRY_S, max(_SHORTEST_RETRY_S, self._bind_gap_s * len(self) / 2))
 
 
+def _place(waiter: _Waiter) -> Place:
+    return waiter.place
+
+
 def _kind(need: Need) -> Need:
-    return replace(need, tokens=0, due=inf, tpot_s=inf, output_tokens=1)
+    """What makes two requests wait in the same line."""
+    return replace(need, tokens=0, due=inf, tpot_s=inf, output_tokens=1, cached={})

@@ -11,12 +11,18 @@ the two request by request.
 Where the cheapest route in time begins with a worker that still reads another prompt, the request waits for it: as its
 time runs out it has the same choice again. Where no worker can keep the TPOT objectives with one more decode it waits
 too; a worker that has no decodes at all always takes one.
+
+A worker with the prompt's beginning cached computes only the rest, and so costs less. It may be given the prompt while
+it reads others, since these will take no longer than what the cache saves: the first token comes no later than from an
+idle worker without. Behind more than that the cache counts no more. So affinity yields to load, and a beginning that
+many prompts share is soon cached by as many workers as they keep busy.
 """
 
 from collections.abc import Sequence
 
-from splitserve.routing.fleet import Candidate
-from splitserve.routing.outlook import LEAST_TOKENS_TO_MOVE, Outlook, alone_s
+from splitserve.latency.model import LatencyModel
+from splitserve.routing.candidate import Candidate
+from splitserve.routing.outlook import LEAST_TOKENS_TO_MOVE, alone_s
 from splitserve.routing.route import Need, Route
 
 AHEAD_S = 0.0  # so long before a worker has read its prompts it gets the next one
@@ -24,93 +30,116 @@ IN_HAND = 0.3  # of the time that the prompt alone takes: as much is to be left 
 NEARLY = 0.05  # of the same: routes that take no longer than the soonest and this are as good
 BESIDE = 0.05  # what each decode beside a prompt adds to the prompt's cost, as a share
 DELAY = 0.1  # what a second until the first token adds to a route's cost, in seconds: waiting has its risks
-FULL, OVERFULL = 0.9, 1.2  # of the TPOT objective: how long a step may become; the more where decodes have slack
-AMPLE_SLACK = 10  # in TPOT objectives: from there on a worker may be overfull
 
-# Seconds to the first token, seconds of workers' time, a number that breaks ties, whether the reader is busy yet, who
-# reads and for how long, who decodes.
-_Option = tuple[float, float, int, bool, Candidate, float, Candidate]
+# Who reads, and what that means: seconds until it is read, seconds of its time, whether it is busy yet.
+_Reader = tuple[Candidate, float, float, bool]
+# Who decodes what another has read: how long a step then is, seconds of its time, until its own prompts are read.
+_Target = tuple[Candidate, float, float, float]
+# The route's cost in seconds, a number that breaks ties, seconds to the first token, who reads, who decodes.
+_Option = tuple[float, int, float, _Reader, Candidate]
 
 
 def choose_adaptive(candidates: Sequence[Candidate], need: Need, now: float) -> Route | None:
     """None if the request is to wait. Every candidate's latency is known."""
-    tokens, left_s = need.tokens, need.due - now
-    options: list[_Option] = []  # so far without who decodes: each for itself
-    readers: list[_Option] = []
-    alone: dict[int, float] = {}  # seconds of the prompt, by latency model
-    target: Candidate | None = None
-    target_step_s = target_cost_s = target_queue_s = 0.0
-    for number, each in enumerate(candidates):
+    prompt = _PromptTimes(need)
+    options, readers, target = _looked_at(candidates, need, prompt, now)
+    if target is not None and not need.alone and need.tokens >= LEAST_TOKENS_TO_MOVE:
+        decode, step_s, decode_cost_s, queue_s = target
+        for reader in readers:
+            each, read_s, cost_s, _ = reader
+            if each is not decode and each.kv_class == decode.kv_class:
+                ttft_s = (read_s if read_s > queue_s else queue_s) + step_s
+                options.append((cost_s + decode_cost_s + DELAY * ttft_s, len(options), ttft_s, reader, decode))
+    return _route(_best(options, need.due - now, prompt.least_s))
+
+
+def _looked_at(
+    candidates: Sequence[Candidate], need: Need, prompt: "_PromptTimes", now: float
+) -> tuple[list[_Option], list[_Reader], _Target | None]:
+    """Who may do it all, who may read for another, and the busiest that takes one more decode."""
+    tokens, output_tokens, tpot_s, cached = need.tokens, need.output_tokens, need.tpot_s, need.cached
+    options: list[_Option] = []
+    readers: list[_Reader] = []
+    target: _Target | None = None
+    longest_s = 0.0
+    for each in candidates:
         if not each.accepting:
             continue
         look = each.outlook
-        prompt_s = alone.get(id(each.latency), 0.0) or _alone_s(each, tokens, alone)
-        prompt_s *= look.slowdown
-        queue_s = each.read_until - now if each.load.prefill_tokens and each.read_until > now else 0.0
+        prompt_s = prompt.alone_s(each.latency) * look.slowdown
+        queue_s = each.read_until - now if look.reads and each.read_until > now else 0.0
+        ahead_s = AHEAD_S
+        if cached and each.info.uuid in cached:
+            rest_s = prompt.rest_s(each.latency, cached[each.info.uuid]) * look.slowdown
+            if queue_s <= prompt_s - rest_s:
+                prompt_s, ahead_s = rest_s, prompt_s - rest_s
         read_s = queue_s + look.read_s(prompt_s)
         cost_s = prompt_s * (1.0 + BESIDE * look.decodes)
-        busy = queue_s > AHEAD_S
+        reader = each, read_s, cost_s, queue_s > ahead_s
         if tokens <= look.starts:
-            readers.append((read_s, cost_s, number, busy, each, read_s, each))
+            readers.append(reader)
         step_s = look.step_with_s(tokens)
-        if look.decodes and not _has_room(look, step_s, min(need.tpot_s, each.tpot_s)):
+        if look.decodes and not look.keeps(step_s, tpot_s if tpot_s < each.tpot_s else each.tpot_s):
             continue
-        decode_cost_s = need.output_tokens * (step_s - look.step_s)
-        if look.decodes and step_s > target_step_s and tokens <= look.parks:
-            target, target_step_s, target_cost_s, target_queue_s = each, step_s, decode_cost_s, queue_s
-        if not busy and tokens <= look.computes:
-            options.append((read_s, cost_s + decode_cost_s, number, False, each, read_s, each))
-    if target is not None and not need.alone and tokens >= LEAST_TOKENS_TO_MOVE:
-        options += [
-            (
-                max(read_s, target_queue_s) + target_step_s,
-                cost_s + target_cost_s,
-                len(candidates) + number,
-                busy,
-                reader,
-                read_s,
-                target,
-            )
-            for _, cost_s, number, busy, reader, read_s, _ in readers
-            if reader is not target and reader.kv_class == target.kv_class
-        ]
-    return _route(_best(options, left_s, min(alone.values(), default=0.0)))
+        decode_cost_s = output_tokens * (step_s - look.step_s)
+        if look.decodes and step_s > longest_s and tokens <= look.parks:
+            target, longest_s = (each, step_s, decode_cost_s, queue_s), step_s
+        if tokens <= look.computes and queue_s <= ahead_s:
+            options.append((cost_s + decode_cost_s + DELAY * read_s, len(options), read_s, reader, each))
+    return options, readers, target
+
+
+class _PromptTimes:
+    """What one prompt takes on workers with nothing else to do, worked out once per latency model."""
+
+    def __init__(self, need: Need) -> None:
+        self._tokens = need.tokens
+        self._part = max(1, need.tokens // 16)
+        self._known: dict[tuple[int, int], float] = {}  # by model, and how many tokens are cached
+        self._last: LatencyModel | None = None
+        self._last_s = 0.0
+
+    def alone_s(self, latency: LatencyModel | None) -> float:
+        if latency is not self._last:
+            self._last, self._last_s = latency, self.rest_s(latency, 0)
+        return self._last_s
+
+    def rest_s(self, latency: LatencyModel | None, cached: int) -> float:
+        """With so many tokens cached, rounded down to a sixteenth of the prompt: who has how much may differ by worker,
+        and the model is not asked for each."""
+        assert latency is not None
+        cached -= cached % self._part
+        seconds = self._known.get((id(latency), cached))
+        if seconds is None:
+            self._known[id(latency), cached] = seconds = alone_s(latency, self._tokens, cached)
+        return seconds
+
+    @property
+    def least_s(self) -> float:
+        """On whichever of them takes least."""
+        return min(self._known.values(), default=0.0)
 
 
 def _best(options: Sequence[_Option], left_s: float, prompt_s: float) -> _Option | None:
     """`prompt_s`: what the prompt takes at least."""
-    startable = [option for option in options if not option[3]]
+    startable = [option for option in options if not option[3][3]]
     if prompt_s > left_s:  # it is late whatever is done: it must not cost anyone else more than it has to
-        return min(startable, key=_cost_s, default=None)
-    in_time = [option for option in options if option[0] <= left_s - IN_HAND * prompt_s]
+        return min(startable, default=None)
+    latest_s = left_s - IN_HAND * prompt_s
+    in_time = [option for option in options if option[2] <= latest_s]
     if in_time or not startable:
-        return min(in_time, key=_cost_s, default=None)
-    soonest_s = min(option[0] for option in startable)
+        return min(in_time, default=None)
+    soonest_s = min([option[2] for option in startable])
     latest_s = soonest_s + NEARLY * prompt_s
     if soonest_s <= left_s:
         latest_s = min(latest_s, left_s)
-    return min((option for option in startable if option[0] <= latest_s), key=_cost_s)
-
-
-def _cost_s(option: _Option) -> tuple[float, int]:
-    return option[1] + DELAY * option[0], option[2]
+    return min([option for option in startable if option[2] <= latest_s])
 
 
 def _route(option: _Option | None) -> Route | None:
-    if option is None or option[3]:
+    if option is None:
         return None
-    ttft_s, _, _, _, reader, read_s, decode = option
+    _, _, ttft_s, (reader, read_s, _, busy), decode = option
+    if busy:
+        return None
     return Route(decode.info.uuid, reader.info.uuid if reader is not decode else None, read_s, ttft_s)
-
-
-def _alone_s(candidate: Candidate, tokens: int, known: dict[int, float]) -> float:
-    assert candidate.latency is not None
-    known[id(candidate.latency)] = seconds = alone_s(candidate.latency, tokens)
-    return seconds
-
-
-def _has_room(look: Outlook, step_s: float, tpot_s: float) -> bool:
-    """Whether decodes there keep their objective with one more."""
-    if step_s <= FULL * tpot_s or not look.attainable:
-        return True
-    return step_s <= tpot_s * (FULL + (OVERFULL - FULL) * min(1.0, look.slack_s / (AMPLE_SLACK * tpot_s)))

@@ -18,11 +18,13 @@ park the longest ones: they are computed where they decode. Sequences obey the s
 prefill, unless there is only one.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from splitserve.core.worker import DecodeJob, Failure, Job, Load, Pool, PrefillJob
 from splitserve.kv.layout import blocks_for
+from splitserve.routing.peak import Expectations, growth_blocks, peak_tokens
 
 PREFILL_STEPS_AHEAD = 2  # prompt tokens accepted ahead of the engine, in steps: one runs, one is ready
 
@@ -59,6 +61,8 @@ class Room(Protocol):
     @property
     def free_blocks(self) -> int: ...
     @property
+    def growth_blocks(self) -> int: ...
+    @property
     def free_sequences(self) -> int: ...
     @property
     def prefill_tokens(self) -> int: ...
@@ -91,7 +95,8 @@ def fits_decode(load: Room, tokens: int, block_size: int, waits_for_kv: bool) ->
 def fits_decode_next(load: Room, tokens: int, block_size: int) -> bool:
     """Whether a worker with this load takes a decode that computes its own context now, or as soon as the prompts ahead
     of it are read."""
-    return load.free_sequences >= 1 and _common_obstacle(load, decode_blocks(tokens, block_size)) is None
+    blocks = decode_blocks(tokens, block_size)
+    return load.free_sequences >= 1 and (_common_obstacle(load, blocks) or _no_room_to_grow(load, blocks)) is None
 
 
 def most_tokens(load: Room, limits: Limits, block_size: int) -> tuple[int, int, int]:
@@ -103,9 +108,10 @@ def most_tokens(load: Room, limits: Limits, block_size: int) -> tuple[int, int, 
     free = load.free_blocks
     slot = load.prefill_tokens < load.prefill_token_limit
     sequence = load.free_sequences >= 1
+    fixed = max(0, free - load.growth_blocks)  # for a decode
     starts = min(free, limits.reserve) * block_size if slot else -1
-    parks = min(free, load.parked_limit_blocks, limits.parked_limit) * block_size - 1 if sequence else -1
-    computes = free * block_size - 1 if slot and sequence else -1
+    parks = min(fixed, load.parked_limit_blocks, limits.parked_limit) * block_size - 1 if sequence else -1
+    computes = fixed * block_size - 1 if slot and sequence else -1
     return starts, parks, computes
 
 
@@ -119,7 +125,8 @@ def _decode_obstacle(load: Room, tokens: int, block_size: int, waits_for_kv: boo
         return "every sequence is taken"
     if waits_for_kv and blocks > load.parked_limit_blocks:
         return f"{blocks} blocks are needed to wait for KV and {load.parked_limit_blocks} may still wait"
-    return _common_obstacle(load, blocks) or (None if waits_for_kv else _no_prefill_slot(load))
+    obstacle = _common_obstacle(load, blocks) or _no_room_to_grow(load, blocks)
+    return obstacle or (None if waits_for_kv else _no_prefill_slot(load))
 
 
 def _common_obstacle(load: Room, blocks: int) -> str | None:
@@ -128,6 +135,12 @@ def _common_obstacle(load: Room, blocks: int) -> str | None:
     if blocks > load.free_blocks:
         return f"{blocks} blocks are needed and {load.free_blocks} are free"
     return None
+
+
+def _no_room_to_grow(load: Room, blocks: int) -> str | None:
+    if blocks <= load.free_blocks - load.growth_blocks:
+        return None
+    return f"{load.growth_blocks} of {load.free_blocks} free blocks are for what its decodes will make yet"
 
 
 def _no_prefill_slot(load: Room) -> str | None:
@@ -139,13 +152,19 @@ def _no_prefill_slot(load: Room) -> str | None:
 # A worker's own account -----------------------------------------------------------------------------------------------
 @dataclass(slots=True)
 class _Held:
-    """What one job has taken. `to_compute`: prompt tokens that this worker has yet to compute."""
+    """What one job has taken. `to_compute`: prompt tokens that this worker has yet to compute. Of a decode: `made`
+    output tokens, here or before, `expected` in all by now, which `share` of outputs are shorter than; `most` it may
+    have."""
 
     prefill: bool
     parked: bool
     tokens: int
     blocks: int
     to_compute: int
+    made: int = 0
+    share: float = 0.0
+    most: int = 0
+    expected: int = 0
 
 
 class Capacity:
@@ -163,6 +182,8 @@ class Capacity:
         self._pinned = 0
         self._quarantined = 0
         self._produced = 0
+        self._expectations = Expectations()
+        self._peak: int | None = 0  # tokens of its decodes at their fullest moment; None: to be worked out
         self.draining = False
 
     @property
@@ -185,7 +206,9 @@ class Capacity:
         """Takes the job, which then holds its blocks until `ended`; or says why not, and nothing has changed."""
         refusal = self._never(job) or self._not_now(job)
         if refusal is None:
-            self._jobs[job.job_id] = self._held(job)
+            self._jobs[job.job_id] = held = self._held(job)
+            held.share = self._expectations.share()
+            self._peak = None
         return refusal
 
     def progressed(self, job_id: str, tokens: int) -> None:
@@ -193,12 +216,18 @@ class Capacity:
         held = self._jobs[job_id]
         held.parked, held.to_compute = False, 0
         held.tokens += tokens
+        held.made += tokens
+        if held.made > held.expected:
+            self._peak = None
         held.blocks = max(held.blocks, blocks_for(held.tokens, self._block_size))
         self._produced += tokens
 
-    def ended(self, job_id: str) -> None:
-        """The job is over, whatever way."""
-        del self._jobs[job_id]
+    def ended(self, job_id: str, finished: bool = False) -> None:
+        """The job is over, whatever way; `finished`: its output has its end."""
+        held = self._jobs.pop(job_id)
+        self._peak = None
+        if finished and not held.prefill:
+            self._expectations.lengths.add(held.made)
 
     def outlived(self, pinned_blocks: int, quarantined_blocks: int) -> None:
         """What the engine says is held by KV still being sent, and by claims that a silent peer may still write."""
@@ -210,6 +239,7 @@ class Capacity:
         return Load(
             seen_jobs=seen_jobs,
             free_blocks=self._free_blocks(),
+            growth_blocks=self._growth_blocks(),
             free_sequences=max(0, self._decode_sequences - sum(not job.prefill for job in held)),
             prefill_tokens=sum(job.to_compute for job in held),
             prefill_token_limit=self._prefill_token_limit,
@@ -228,6 +258,23 @@ class Capacity:
         still_owned = sum(job.blocks for job in self._jobs.values() if job.prefill and job.to_compute == 0)
         ownerless = max(0, self._pinned - still_owned)
         return max(0, self._limits.total - held - ownerless - self._quarantined)
+
+    def _growth_blocks(self) -> int:
+        """Of its decodes, and of one more. Their peak changes when one joins or ends, or outlives what was expected of
+        it; what is left until then shrinks with each token."""
+        decodes = [held for held in self._jobs.values() if not held.prefill]
+        if not decodes or not self._expectations.known:
+            return 0
+        if self._peak is None:
+            self._peak = peak_tokens(self._to_come(decodes))
+        return growth_blocks(self._peak, sum(held.tokens for held in decodes), self._limits.total, self._block_size)
+
+    def _to_come(self, decodes: Sequence[_Held]) -> Iterator[tuple[int, int]]:
+        for held in decodes:
+            if held.made >= held.expected:
+                held.expected = self._expectations.tokens(held.share, held.made, held.most)
+            yield held.tokens, max(0, held.expected - held.made)
+        yield 0, self._expectations.lengths.remaining(0, 0.5)
 
     def _never(self, job: Job) -> Refusal | None:
         if job.job_id in self._jobs:
@@ -260,8 +307,10 @@ class Capacity:
         tokens = context_tokens(job)
         if isinstance(job, PrefillJob):
             return _Held(True, False, tokens, blocks_for(tokens, self._block_size), tokens)
-        parked = job.ticket is not None
-        return _Held(False, parked, tokens, decode_blocks(tokens, self._block_size), 0 if parked else tokens)
+        parked, made, room = job.ticket is not None, len(job.output), self._max_model_len - len(job.prompt)
+        most = room if job.sampling.max_tokens is None else min(room, job.sampling.max_tokens)
+        blocks = decode_blocks(tokens, self._block_size)
+        return _Held(False, parked, tokens, blocks, 0 if parked else tokens, made, most=most)
 
 
 def context_tokens(job: Job) -> int:

@@ -4,67 +4,20 @@ Pure state, one owner (`router/membership`): no method awaits, reads a clock or 
 caller's clock. It does not choose (`policy`) and does not judge what a worker accepts (`admission`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import inf
 from random import Random
-from typing import TypeVar
 
 from splitserve.core.fleet import Health, WorkerStatus
 from splitserve.core.worker import KvFormat, Load, Pool, WorkerInfo
 from splitserve.kv.layout import differing_field
 from splitserve.latency.cost import latency_of
-from splitserve.latency.model import LatencyModel
-from splitserve.routing.admission import Limits, Room
-from splitserve.routing.outlook import Held, Outlook, outlook
+from splitserve.routing.admission import Limits
+from splitserve.routing.candidate import Candidate
+from splitserve.routing.outlook import alone_s
+from splitserve.routing.pace import LEAST_SLOWDOWN, MOST_SLOWDOWN
 from splitserve.routing.promise import Effect, Promise, nothing
-
-WHOLE = 64  # workers of a fleet that a decision looks at one by one
-SAMPLE = 16  # candidates of each pool that it looks at in a larger one
-LEAST_SLOWDOWN, MOST_SLOWDOWN = 0.5, 4.0  # of a worker's steps: what lies beyond is taken for a mistake
-
-
-@dataclass(slots=True)
-class Candidate:
-    """One live worker as `policy` sees it, until the fleet's next change. `load` has every promise taken off that the
-    worker has not reported yet. Workers of the same `kv_class` can write each other's KV. `latency`: what its steps
-    cost, if that is known, and `slowdown` by which factor they are longer now. `tpot_s`: the tightest objective of its
-    decodes, and `slack_s` the time for prompts that these leave, in its own word; `read_until`: when it is predicted to
-    have read the prompts that it was given, on the caller's clock."""
-
-    info: WorkerInfo
-    limits: Limits
-    kv_class: int
-    pool: Pool
-    health: Health
-    load: Room
-    accepting: bool  # False before the first report, and from a NotNow until the next
-    latency: LatencyModel | None = None
-    slowdown: float = 1.0
-    tpot_s: float = inf
-    slack_s: float = inf
-    read_until: float = -inf
-    _outlook: Outlook | None = None
-    _outlook_of: tuple[object, ...] = ()
-
-    @property
-    def decodes(self) -> int:
-        """Sequences that are decoded there, or will be."""
-        return max(1, self.info.max_sequences - 1) - self.load.free_sequences
-
-    @property
-    def outlook(self) -> Outlook:
-        """Of a worker whose latency is known."""
-        load = self.load
-        grants = load.free_sequences, load.free_blocks, load.parked_limit_blocks, load.prefill_tokens, load.draining
-        of = (*grants, self.slowdown, self.tpot_s, self.slack_s)
-        if self._outlook is None or of != self._outlook_of:
-            assert self.latency is not None
-            held = Held(self.decodes, self.tpot_s, self.slack_s)
-            block_size = self.info.kv.block_size
-            self._outlook = outlook(self.latency, self.slowdown, held, load, self.limits, block_size)
-            self._outlook_of = of
-        return self._outlook
+from splitserve.routing.sample import WHOLE, Sample
 
 
 @dataclass(slots=True)
@@ -80,7 +33,6 @@ class _Member:
 
     candidate: Candidate
     load: Load
-    heard_at: float
     active_at: float  # last time it did something for anyone
     token_at: float | None = None
     draining: bool = False
@@ -107,6 +59,14 @@ class _Member:
 
     def regrant(self) -> None:
         self.candidate.load = self.unseen_effect.on(self.load) if self.unseen else self.load
+        self.candidate.changed()
+
+    @property
+    def health(self) -> Health:
+        """As long as it is heard of."""
+        if self.draining or self.load.draining:
+            return Health.DRAINING
+        return Health.FAILING if self.failing else Health.READY
 
 
 class Fleet:
@@ -115,8 +75,7 @@ class Fleet:
     def __init__(self, silent_after_s: float) -> None:
         self._silent_after_s = silent_after_s
         self._members: dict[str, _Member] = {}
-        self._pools: dict[Pool, list[_Member]] = {pool: [] for pool in Pool}
-        self._latest: dict[Pool, _Member] = {}  # whose grant changed last
+        self._sample = Sample()
         self._kv_classes: list[KvFormat] = []
 
     # Who is there ------------------------------------------------------------------------------------------------
@@ -125,18 +84,14 @@ class Fleet:
         limits = Limits.of(info.total_blocks, info.max_model_len, info.kv.block_size)
         load = nothing(info.pool)
         candidate = Candidate(info, limits, self._kv_class(info.kv), info.pool, Health.READY, load, accepting=False)
+        candidate.heard_at = now
         if info.step_cost is not None:
             candidate.latency = latency_of(info.step_cost)
-        member = self._members[info.uuid] = _Member(candidate, load, heard_at=now, active_at=now)
-        self._pools[info.pool].append(member)
+        self._members[info.uuid] = _Member(candidate, load, active_at=now)
 
     def leave(self, uuid: str) -> None:
         """With everything it held."""
-        member = self._members.pop(uuid)
-        pool = member.candidate.pool
-        self._pools[pool] = [other for other in self._pools[pool] if other is not member]
-        if self._latest.get(pool) is member:
-            del self._latest[pool]
+        self._sample.remove(self._members.pop(uuid).candidate)
 
     def __contains__(self, uuid: object) -> bool:
         return uuid in self._members
@@ -156,7 +111,7 @@ class Fleet:
 
     def silent_since(self, before: float) -> tuple[str, ...]:
         """Workers last heard of before that time."""
-        return tuple(uuid for uuid, member in self._members.items() if member.heard_at < before)
+        return tuple(uuid for uuid, member in self._members.items() if member.candidate.heard_at < before)
 
     # What they say -----------------------------------------------------------------------------------------------
     def report(self, uuid: str, load: Load, now: float) -> None:
@@ -164,21 +119,22 @@ class Fleet:
         member = self._members[uuid]
         if (load.produced_tokens, load.prefill_tokens) != (member.load.produced_tokens, member.load.prefill_tokens):
             member.active_at = now
-        if load.pool != member.load.pool:  # it obeyed this router, or another one
-            self.set_pool(uuid, load.pool)
-        member.load = load
-        member.heard_at = now
         candidate = member.candidate
+        if load.pool != member.load.pool:  # it obeyed this router, or another one
+            candidate.pool = load.pool
+        member.load = load
         candidate.accepting = True
         candidate.tpot_s, candidate.slack_s = load.tpot_s, load.slack_s
         candidate.slowdown = min(MOST_SLOWDOWN, max(LEAST_SLOWDOWN, load.slowdown))
         member.forget([job_id for job_id, held in member.unseen.items() if _seen(held, load)])
-        self._latest[member.candidate.pool] = member
+        self._spoke(member, now)
+        self._place(member)
 
     def heard(self, uuid: str, now: float, *, tokens: bool) -> None:
         """A batch of deltas came; `tokens` says whether any token was in it."""
         member = self._members[uuid]
-        member.heard_at = member.active_at = now
+        member.active_at = now
+        self._spoke(member, now)
         if tokens:
             member.token_at = now
 
@@ -188,14 +144,13 @@ class Fleet:
 
     def set_pool(self, uuid: str, pool: Pool) -> None:
         member = self._members[uuid]
-        if member.candidate.pool is not pool:
-            self._pools[member.candidate.pool].remove(member)
-            self._pools[pool].append(member)
-            self._latest = {at: latest for at, latest in self._latest.items() if latest is not member}
-            member.candidate.pool = pool
+        member.candidate.pool = pool
+        self._place(member)
 
     def drain(self, uuid: str) -> None:
-        self._members[uuid].draining = True
+        member = self._members[uuid]
+        member.draining = True
+        self._place(member)
 
     def set_failing(self, uuid: str, failing: bool) -> bool:
         """A failing worker gets no jobs. Returns whether that is new."""
@@ -203,6 +158,7 @@ class Fleet:
         if member is None or member.failing == failing:
             return False
         member.failing = failing
+        self._place(member)
         return True
 
     # What is promised to them ------------------------------------------------------------------------------------
@@ -210,10 +166,21 @@ class Fleet:
         """A route was bound; the job may be sent later."""
         member = self._members[uuid]
         member.promised(job_id, _Held(promise, Effect.of(promise, member.info.kv.block_size)))
+        self._place(member)
 
     def reads_until(self, uuid: str, time: float) -> None:
         """When it is predicted to have read the prompts that were promised to it."""
         self._members[uuid].candidate.read_until = time
+
+    def read_s(self, uuid: str, tokens: int, cached: int, now: float) -> float:
+        """How long from now one more prompt is read there, behind those that were promised to it; so many of its tokens
+        are cached. 0 where nobody knows what the worker's steps cost."""
+        candidate = self._members[uuid].candidate
+        if candidate.latency is None:
+            return 0.0
+        look = candidate.outlook
+        queue_s = max(0.0, candidate.read_until - now) if look.reads else 0.0
+        return queue_s + look.read_s(alone_s(candidate.latency, tokens, cached) * look.slowdown)
 
     def holds(self, uuid: str, job_id: str) -> bool:
         """Whether the job is promised to this worker or running there; not if the worker has left, or left and come
@@ -235,6 +202,7 @@ class Fleet:
             return False
         del member.held[job_id]
         member.forget([job_id])
+        self._place(member)
         return True
 
     def ended(self, uuid: str, job_id: str) -> None:
@@ -244,16 +212,16 @@ class Fleet:
     # What can be asked -------------------------------------------------------------------------------------------
     def candidates(self, now: float) -> list[Candidate]:
         """All of them, in the order they joined."""
-        return [self._candidate(member, now) for member in self._members.values()]
+        return self._now([member.candidate for member in self._members.values()], now)
 
-    def sample(self, now: float, random: Random, also: str = "") -> list[Candidate]:
-        """Whom a decision looks at: all of a small fleet; of a large one some of each pool, drawn at random, and those
-        whose grants changed last, so that room which has just appeared is always seen. `also` is a worker that it asks
-        for."""
+    def sample(self, now: float, random: Random, also: Iterable[str] = ()) -> list[Candidate]:
+        """Whom a decision looks at: all of a small fleet, some of a large one (`sample`). `also`: workers that it
+        asks for."""
         if len(self._members) <= WHOLE:
             return self.candidates(now)
-        always = [*self._latest.values(), *([self._members[also]] if also in self._members else [])]
-        return [self._candidate(member, now) for member in drawn(self._pools, always, random)]
+        drawn = self._sample.draw(random)
+        drawn += [self._members[uuid].candidate for uuid in also if uuid in self._members]
+        return self._now(drawn, now)
 
     def active_at(self, uuid: str) -> float:
         """When the worker last did something for any request; -inf for one that is gone."""
@@ -266,9 +234,9 @@ class Fleet:
         return WorkerStatus(
             worker=member.info,
             pool=member.candidate.pool,
-            health=self._health(member, now),
+            health=self._now([member.candidate], now)[0].health,
             load=member.load,
-            seconds_since_heartbeat=now - member.heard_at,
+            seconds_since_heartbeat=now - member.candidate.heard_at,
             seconds_since_token=now - member.token_at if member.token_at is not None else -1.0,
             prefills=prefills,
             decodes=len(member.held) - prefills,
@@ -282,27 +250,28 @@ class Fleet:
         self._kv_classes.append(kv)
         return len(self._kv_classes) - 1
 
-    def _candidate(self, member: _Member, now: float) -> Candidate:
-        member.candidate.health = self._health(member, now)
-        return member.candidate
+    def _place(self, member: _Member) -> None:
+        """Something about it has changed. Who gets no jobs is not drawn."""
+        candidate = member.candidate
+        if candidate.health is not Health.SILENT or member.draining:
+            candidate.health = member.health
+        if member.health is Health.READY:
+            candidate.look_ahead()
+            self._sample.put(candidate)
+        else:
+            self._sample.remove(candidate)
 
-    def _health(self, member: _Member, now: float) -> Health:
-        if member.draining or member.load.draining:
-            return Health.DRAINING
-        if now - member.heard_at > self._silent_after_s:
-            return Health.SILENT
-        return Health.FAILING if member.failing else Health.READY
+    @staticmethod
+    def _spoke(member: _Member, now: float) -> None:
+        member.candidate.heard_at, member.candidate.health = now, member.health
 
-
-MemberT = TypeVar("MemberT")
-
-
-def drawn(pools: Mapping[Pool, list[MemberT]], always: Iterable[MemberT], random: Random) -> list[MemberT]:
-    """`SAMPLE` members of each pool, drawn at random, and some that are looked at in any case."""
-    looked_at = list(always)
-    for members in pools.values():
-        looked_at += random.choices(members, k=SAMPLE) if len(members) > SAMPLE else members
-    return looked_at
+    def _now(self, candidates: list[Candidate], now: float) -> list[Candidate]:
+        """With those that have become silent."""
+        before = now - self._silent_after_s
+        for each in candidates:
+            if each.heard_at < before and each.health is not Health.DRAINING:
+                each.health = Health.SILENT
+        return candidates
 
 
 def _seen(held: _Held, load: Load) -> bool:

@@ -5,11 +5,13 @@ Worked out once per change of the worker's load and not per decision, which comp
 
 from dataclasses import dataclass
 
-from splitserve.latency.model import LatencyModel, Step, pairs
+from splitserve.latency.model import LatencyModel, Step, StepLatency, pairs
 from splitserve.routing.admission import Limits, Room, most_tokens
 
 LEAST_RATE = 0.05  # of full speed: what prompts get beside decodes at least (`slack.STEPS_WITHOUT`)
 LEAST_TOKENS_TO_MOVE = 2  # the last token's KV is recomputed where it is decoded: of one token nothing is left to move
+FULL, OVERFULL = 0.9, 1.05  # of the TPOT objective: how long a step may become; the more where decodes have slack
+AMPLE_SLACK = 10  # in TPOT objectives: from there on a worker may be overfull
 _TOKENS = 1024  # of the prompt, and of the context, that slopes are taken from
 
 
@@ -31,6 +33,8 @@ class Outlook:
     rate: float
     slowdown: float
     attainable: bool  # the TPOT objectives there, by a request alone
+    context: int  # tokens of all decodes
+    reads: bool  # prompts, now
     starts: int
     parks: int
     computes: int
@@ -38,6 +42,16 @@ class Outlook:
     def step_with_s(self, tokens: int) -> float:
         """A decode step with one more sequence of so many tokens."""
         return self.next_step_s + self.context_token_s * tokens
+
+    def is_full(self, tpot_s: float) -> bool:
+        """Whether one more decode like those there would break this objective."""
+        return self.decodes > 0 and not self.keeps(self.step_with_s(self.context // self.decodes), tpot_s)
+
+    def keeps(self, step_s: float, tpot_s: float) -> bool:
+        """Whether decodes there keep this objective if their steps become so long."""
+        if step_s <= FULL * tpot_s or not self.attainable:
+            return True
+        return step_s <= tpot_s * (FULL + (OVERFULL - FULL) * min(1.0, self.slack_s / (AMPLE_SLACK * tpot_s)))
 
     def read_s(self, alone_s: float) -> float:
         """Until a prompt is read that takes so long on this worker with nothing beside it, begun now: the decodes have
@@ -74,18 +88,21 @@ def outlook(latency: LatencyModel, slowdown: float, held: Held, load: Room, limi
         slack_s=max(0.0, held.slack_s),
         rate=max(LEAST_RATE, 1.0 - step_s / held.tpot_s),
         slowdown=slowdown,
+        context=context,
         attainable=latency.step_s(Step(0, 0, 0, 1, 0)) * slowdown < held.tpot_s,
+        reads=load.prefill_tokens > 0,
         starts=starts,
         parks=parks,
         computes=computes,
     )
 
 
-def alone_s(latency: LatencyModel, tokens: int) -> float:
-    """Of a prompt that has the worker to itself."""
-    return latency.step_s(Step(tokens, pairs(tokens, 0), 1, 0, 0))
+def alone_s(latency: StepLatency, tokens: int, cached: int = 0) -> float:
+    """Of a prompt that has the worker to itself and of which so many tokens need not be computed."""
+    left = max(1, tokens - cached)
+    return latency.step_s(Step(left, pairs(left, tokens - left), 1, 0, 0))
 
 
-def prompt_token_s(latency: LatencyModel) -> float:
+def prompt_token_s(latency: StepLatency) -> float:
     """Of prompts, one after the other, per token."""
     return alone_s(latency, _TOKENS) / _TOKENS

@@ -6,27 +6,31 @@ so does the planner's simulator. A decision looks at each candidate once, so its
 `Fleet.sample` draws from a large fleet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from splitserve.core.fleet import Health
 from splitserve.core.worker import Pool
 from splitserve.kv.layout import blocks_for
 from splitserve.routing.adaptive import choose_adaptive
 from splitserve.routing.admission import decode_blocks, fits_decode, fits_decode_next, fits_prefill
-from splitserve.routing.fleet import Candidate
+from splitserve.routing.candidate import Candidate
 from splitserve.routing.outlook import LEAST_TOKENS_TO_MOVE
 from splitserve.routing.route import Need, NoRoute, Route, Wait
 
+MORE_DECODES = 1.25, 2  # times the mean, and so many: a worker with more gets no prompt for what it has cached
+
 _WAIT = Wait()
+_READY = Health.READY
 _NEVER = (Health.DRAINING, Health.FAILING)  # a silent one may speak again at any moment
 
 
 def choose(everyone: Sequence[Candidate], need: Need, now: float = 0.0) -> Route | Wait | NoRoute:
     """The workers that serve the request now. With objectives, and where every worker's latency is known, by what is
-    predicted (`adaptive`), whatever pools they are in. Else the least loaded of each pool; ties go to the one that
-    joined first. `now`: on the clock of the need's `due`."""
+    predicted (`adaptive`), whatever pools they are in. Else the least loaded of each pool, what it has cached taken off
+    its load; ties go to the one that joined first. `now`: on the clock of the need's `due`."""
     candidates = _able(everyone, need) if need.exclude or need.lora else everyone
-    usable = [c for c in candidates if c.health is Health.READY]
+    usable = [c for c in candidates if c.health is _READY]
     if need.avoid:
         usable = [c for c in usable if c.info.uuid not in need.avoid] or usable
     if not usable and all(c.health in _NEVER for c in candidates):
@@ -35,13 +39,13 @@ def choose(everyone: Sequence[Candidate], need: Need, now: float = 0.0) -> Route
         cached = next((c for c in usable if c.info.uuid == need.beside), None)
         if cached is not None and _computes_next(cached, need.tokens):
             return Route(cached.info.uuid) if _computes(cached, need.tokens) else _WAIT
-    if need.has_objectives and all(c.latency is not None for c in usable):
+    if need.has_objectives and not [c for c in usable if c.latency is None]:
         return choose_adaptive(usable, need, now) or _WAIT
     prefills = [c for c in usable if c.pool is Pool.PREFILL]
     decodes = [c for c in usable if c.pool is Pool.DECODE]
     if need.alone:
-        return _alone(decodes or prefills, need.tokens) or _WAIT
-    return _route(prefills, decodes, need.tokens) or _WAIT
+        return _alone(decodes or prefills, need) or _WAIT
+    return _route(prefills, decodes, need) or _WAIT
 
 
 def _able(everyone: Sequence[Candidate], need: Need) -> list[Candidate]:
@@ -66,10 +70,11 @@ def _why_none(candidates: Sequence[Candidate]) -> str:
     return f"no worker is left for this request (draining, failing, or it failed there: {names}); send it again later"
 
 
-def _route(prefills: list[Candidate], decodes: list[Candidate], tokens: int) -> Route | None:
+def _route(prefills: list[Candidate], decodes: list[Candidate], need: Need) -> Route | None:
+    tokens = need.tokens
     if not prefills or not decodes:
-        return _alone(decodes or prefills, tokens)
-    prefills.sort(key=_prefill_load)
+        return _alone(decodes or prefills, need)
+    prefills.sort(key=partial(_prefill_load, need.cached))
     decodes.sort(key=_decode_load)
     without: set[int] = set()  # KV classes in which no prefill worker starts now
     for decode in decodes:
@@ -80,12 +85,19 @@ def _route(prefills: list[Candidate], decodes: list[Candidate], tokens: int) -> 
             without.add(decode.kv_class)
     senders = {p.kv_class for p in prefills if _sends(p, tokens)}
     receivers = {d.kv_class for d in decodes if _receives(d, tokens)}
-    return _alone(decodes, tokens) if senders.isdisjoint(receivers) else None
+    return _alone(decodes, need) if senders.isdisjoint(receivers) else None
 
 
-def _alone(candidates: list[Candidate], tokens: int) -> Route | None:
-    taking = [c for c in candidates if _computes(c, tokens)]
-    return Route(min(taking, key=_alone_load).info.uuid) if taking else None
+def _alone(candidates: list[Candidate], need: Need) -> Route | None:
+    taking = [c for c in candidates if _computes(c, need.tokens)]
+    if not taking:
+        return None
+    cached = need.cached
+    if cached:
+        times, more = MORE_DECODES
+        most = times * sum(map(_decodes, taking)) / len(taking) + more
+        cached = {c.info.uuid: cached.get(c.info.uuid, 0) for c in taking if _decodes(c) <= most}
+    return Route(min(taking, key=partial(_alone_load, cached)).info.uuid)
 
 
 # Whether KV can ever go this way; waiting won't change it -------------------------------------------
@@ -116,13 +128,18 @@ def _computes_next(worker: Candidate, tokens: int) -> bool:
 
 
 # How busy it is -------------------------------------------------------------------------------------------------------
-def _prefill_load(candidate: Candidate) -> tuple[int, int]:
-    return candidate.load.prefill_tokens, candidate.load.running
+def _prefill_load(cached: Mapping[str, int], candidate: Candidate) -> tuple[int, int]:
+    """In tokens, so that who has the prompt cached is preferred until that many more tokens wait there."""
+    return candidate.load.prefill_tokens - cached.get(candidate.info.uuid, 0), candidate.load.running
 
 
 def _decode_load(candidate: Candidate) -> tuple[int, int]:
-    return candidate.info.max_sequences - candidate.load.free_sequences, -candidate.load.free_blocks
+    return _decodes(candidate), -candidate.load.free_blocks
 
 
-def _alone_load(candidate: Candidate) -> tuple[int, tuple[int, int]]:
-    return candidate.load.prefill_tokens, _decode_load(candidate)
+def _decodes(candidate: Candidate) -> int:
+    return candidate.info.max_sequences - candidate.load.free_sequences
+
+
+def _alone_load(cached: Mapping[str, int], candidate: Candidate) -> tuple[int, tuple[int, int]]:
+    return candidate.load.prefill_tokens - cached.get(candidate.info.uuid, 0), _decode_load(candidate)

@@ -1,7 +1,10 @@
 """What a request needs of the fleet, and what `policy` answers: plain values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from math import inf, isinf
+
+MOST_WANTED = 4  # workers with the prompt's beginning cached that a decision always looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,6 +12,8 @@ class Need:
     """What one request needs. `avoid`: workers that failed it, used only when no other is left; `exclude`: never.
     `alone`: one worker computes and decodes it. `beside`: the worker that has its prompt cached, which computes the
     rest, if it takes it now or once the prompts ahead are read. `lora`: the adapter that the worker must have.
+    `cached`: how many of its leading tokens are in which worker's prefix cache, by uuid, as far as is known (`prefix`);
+    the most come last.
 
     Its objectives, if it has any: `due` is when its first token should be out, on the caller's clock, and `tpot_s` what
     a token after that may take; `output_tokens` is how many it is expected to make."""
@@ -22,6 +27,13 @@ class Need:
     due: float = inf
     tpot_s: float = inf
     output_tokens: int = 1
+    cached: dict[str, int] = field(default_factory=dict, compare=False)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Workers that are looked at in any case: `beside`, and a few that have the most of it cached."""
+        few = tuple(islice(reversed(self.cached), MOST_WANTED))
+        return (self.beside, *few) if self.beside else few
 
     @property
     def picky(self) -> bool:

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, TextIO
 
+_OURS = "splitserve"
 _FIELDS = "splitserve_fields"
 _about: ContextVar[Mapping[str, object]] = ContextVar("about", default=MappingProxyType({}))
 
@@ -32,7 +33,12 @@ class Logger:
     """`Logger("router").info("worker joined", worker="p0")`."""
 
     def __init__(self, name: str) -> None:
-        self._logger = logging.getLogger(f"splitserve.{name}")
+        self._logger = logging.getLogger(f"{_OURS}.{name}")
+
+    @property
+    def debugs(self) -> bool:
+        """Whether debug lines are wanted: those that many would be worked out for nothing."""
+        return self._logger.isEnabledFor(logging.DEBUG)
 
     def debug(self, event: str, **fields: object) -> None:
         self._log(logging.DEBUG, event, fields)
@@ -52,11 +58,15 @@ class Logger:
             self._logger.log(level, event, extra={_FIELDS: fields})
 
 
-def configure(*, as_json: bool = False, level: int = logging.INFO, stream: TextIO | None = None) -> None:
-    """Sends every record of this process to `stream` (default: stderr), replacing what was there."""
+def configure(
+    *, as_json: bool = False, level: int = logging.INFO, debug: bool = False, stream: TextIO | None = None
+) -> None:
+    """Sends every record of this process to `stream` (default: stderr), replacing what was there; with `debug` those of
+    splitserve's own loggers whatever their level."""
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
     handler.setFormatter(JsonLines() if as_json else KeyValueLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger(_OURS).setLevel(logging.DEBUG if debug else logging.NOTSET)
 
 
 class JsonLines(logging.Formatter):

@@ -48,6 +48,12 @@ class RouterMetrics:
             buckets=_TPOT_BUCKETS_S,
             registry=registry,
         )
+        self._judged = Counter(
+            "splitserve_slo_outputs",
+            "Outputs ended, by SLO class and whether every objective was met; the rate of met=yes is goodput",
+            ["slo_class", "met"],
+            registry=registry,
+        )
         self._queue = Histogram(
             "splitserve_queue_seconds", "Arrival until a route was bound", buckets=_QUEUE_BUCKETS_S, registry=registry
         )
@@ -119,6 +125,10 @@ class RouterMetrics:
         )
         for name in ("rate", "prompt", "output"):
             gauge.labels(name).set_function(_reading(drift, name))
+
+    def judged(self, slo_class: str, met: bool) -> None:
+        """Every output whose client did not give it up ends here once."""
+        self._judged.labels(slo_class, "yes" if met else "no").inc()
 
     def ended(self, code: str) -> None:
         """Every request ends here once."""

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from splitserve.core.worker import Delta, Job, Load, Outcome, Pool, PrefillJob
+from splitserve.core.worker import Delta, Job, Load, Outcome, Pace, Pool, PrefillJob
 from splitserve.routing.admission import Capacity, Refusal
 
 
@@ -116,8 +116,14 @@ class JobTable:
             self._book(delta, entry, ended)
         return Step(batches, ended, len(deltas), sum(len(delta.token_ids) for delta in deltas))
 
-    def load(self, router: str, pool: Pool) -> Load:
-        return replace(self._capacity.load(pool, self._routers[router].seen_jobs), routers=len(self._routers))
+    def load(self, router: str, pool: Pool, pace: Pace) -> Load:
+        return replace(
+            self._capacity.load(pool, self._routers[router].seen_jobs),
+            routers=len(self._routers),
+            tpot_s=pace.tpot_s,
+            slack_s=pace.slack_s,
+            slowdown=pace.slowdown,
+        )
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -127,7 +133,7 @@ class JobTable:
             self._capacity.progressed(delta.job_id, len(delta.token_ids))
         if delta.outcome is None:
             return
-        self._capacity.ended(delta.job_id)
+        self._capacity.ended(delta.job_id, finished=delta.outcome.finish_reason is not None)
         del self._jobs[delta.job_id]
         if entry.router is not None:
             self._routers[entry.router].jobs.discard(delta.job_id)

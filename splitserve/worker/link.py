@@ -1,21 +1,24 @@
 """One router's stream: attached, kept, and attached again when it breaks.
 
 Everything runs on the worker's event loop: a reader and a writer task per stream. Deltas are collected while a message
-is being written and go out as one, so a slow router gets fewer, larger messages; a load goes along whenever it has
-changed, and by itself once per heartbeat interval, whether or not the engine is stepping. What messages mean is the
-host's (`serve.py`) business.
+is being written and go out as one, so a slow router gets fewer, larger messages; a load goes along whenever what it
+grants has changed, and by itself once per heartbeat interval, whether or not the engine is stepping. What messages mean
+is the host's (`serve.py`) business.
 """
 
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from math import isinf
 from typing import Any, Protocol
 
 import grpc
 
+from splitserve.core.cached import CacheNews
 from splitserve.core.errors import (
     ConfigError,
     InvalidRequest,
@@ -37,6 +40,8 @@ FIRST_BACK_OFF_S = 0.1
 LONGEST_BACK_OFF_S = 5.0
 WELCOME_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 5.0
+PACE_S = 0.05  # decodes with objectives: how they stand is told no more often
+MOST_CACHE_NEWS = 256  # that wait for a slow router; it notices that the oldest are missing
 MOST_DELTAS = 2048  # in one message, which must stay below gRPC's limit when a router was slow
 TAKEN = frozenset({"uuid", "name"})  # a former stream or process may still hold these, until its router misses it
 TAKEN_FOR_S = 30.0
@@ -79,16 +84,24 @@ class RouterLink:
         self._host = host
         self._logger = Logger("worker")
         self._outbox: list[Delta] = []
+        self._cache_news: deque[CacheNews] = deque(maxlen=MOST_CACHE_NEWS)
         self._wake = asyncio.Event()
         self._leaving = asyncio.Event()
         self._refused_since: float | None = None
         self._let_in = False
+        self._attached = False
         self._back_off_s = FIRST_BACK_OFF_S
 
     def send(self, deltas: Sequence[Delta]) -> None:
         """One engine step's deltas for this router."""
         self._outbox.extend(deltas)
         self._wake.set()
+
+    def cached(self, news: CacheNews) -> None:
+        """What became of the engine's prefix cache."""
+        if self._attached:
+            self._cache_news.append(news)
+            self._wake.set()
 
     def nudge(self) -> None:
         """The load may have changed."""
@@ -164,12 +177,15 @@ class RouterLink:
     async def _serve(self, call: Any, welcome: worker_pb2.Welcome) -> None:
         self._back_off_s, self._refused_since, self._let_in = FIRST_BACK_OFF_S, None, True
         self._outbox.clear()
+        self._cache_news.clear()
+        self._attached = True
         self._host.attached(self._address)
         try:
             await self._exchange(call, welcome.heartbeat_interval_s)
         except ExceptionGroup as group:
             raise first_of(group) from group
         finally:
+            self._attached = False
             self._host.lost(self._address)
 
     async def _exchange(self, call: Any, heartbeat_interval_s: float) -> None:
@@ -220,14 +236,15 @@ class RouterLink:
         told: Load | None = None
         told_at = time.monotonic() - interval_s
         while not (self._leaving.is_set() and not self._outbox):
-            if not self._outbox:
+            if not self._outbox and not self._cache_news:
                 await self._news(told_at + interval_s - time.monotonic())
             load, now = self._host.load(self._address), time.monotonic()
-            due = told is None or _grants_otherwise(load, told) or now - told_at >= interval_s
-            if due or self._outbox:
+            due = told is None or now - told_at >= interval_s or is_news(load, told, now - told_at)
+            if due or self._outbox or self._cache_news:
                 deltas, self._outbox = self._outbox[:MOST_DELTAS], self._outbox[MOST_DELTAS:]
                 told, told_at = (load, now) if due else (told, told_at)
-                await call.write(_message(deltas, load if due else None))
+                news = self._cache_news.popleft() if self._cache_news else None
+                await call.write(_message(deltas, load if due else None, news))
         await call.done_writing()
 
     async def _news(self, timeout_s: float) -> None:
@@ -237,6 +254,17 @@ class RouterLink:
         self._wake.clear()
 
 
+def is_news(load: Load, told: Load, since_s: float) -> bool:
+    """Whether a router that was told the one so long ago is told the other before its next heartbeat. Tokens made since
+    are no news: the deltas that bring them are. Nor is how decodes stand, which each step changes; where they have
+    objectives that is told every so often."""
+    as_it_was = replace(load, produced_tokens=told.produced_tokens, slack_s=told.slack_s, slowdown=told.slowdown)
+    if as_it_was != told:
+        return True
+    stands_otherwise = (load.slack_s, load.slowdown) != (told.slack_s, told.slowdown)
+    return stands_otherwise and not isinf(load.tpot_s) and since_s >= PACE_S
+
+
 def _pass_on_cancellation() -> None:
     """A TaskGroup whose child fails at the moment it is cancelled raises the failure alone."""
     task = asyncio.current_task()
@@ -244,15 +272,11 @@ def _pass_on_cancellation() -> None:
         raise asyncio.CancelledError
 
 
-def _grants_otherwise(load: Load, told: Load) -> bool:
-    """Tokens made since are no news: the deltas that bring them are."""
-    return load != told and replace(load, produced_tokens=told.produced_tokens) != told
-
-
-def _message(deltas: Sequence[Delta], load: Load | None) -> worker_pb2.WorkerMessage:
+def _message(deltas: Sequence[Delta], load: Load | None, news: CacheNews | None) -> worker_pb2.WorkerMessage:
     return worker_pb2.WorkerMessage(
         deltas=[convert.delta_to_proto(delta) for delta in deltas],
         load=convert.load_to_proto(load) if load is not None else None,
+        cache_news=[convert.cache_news_to_proto(news)] if news is not None else (),
     )
 
 

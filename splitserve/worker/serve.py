@@ -15,16 +15,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
+from splitserve.core.cached import CacheEvent
 from splitserve.core.config import WorkerConfig
 from splitserve.core.errors import EngineError, first_of
 from splitserve.core.model import ModelInfo
-from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, Ticket, WorkerInfo
+from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pace, Pool, Ticket, WorkerInfo
 from splitserve.engine.protocol import Engine, EngineInfo
 from splitserve.routing.admission import Capacity, Refusal
 from splitserve.rpc.channel import Access, check_access
 from splitserve.telemetry.logs import Logger
 from splitserve.telemetry.metrics import WorkerMetrics, WorkerState
 from splitserve.telemetry.traces import Tracer
+from splitserve.worker.cache_news import CacheReporter
 from splitserve.worker.jobs import Ended, JobTable, kind_of
 from splitserve.worker.link import RouterLink
 from splitserve.worker.spans import JobSpans
@@ -66,6 +68,8 @@ class Worker:
         self._logger = Logger("worker")
         self._spans = JobSpans(tracer or Tracer())
         self._pool = config.pool
+        self._pace = Pace()
+        self._cache = CacheReporter()
         self._links: dict[str, RouterLink] = {}
         self._drain = asyncio.Event()
         self._over = asyncio.Event()
@@ -79,7 +83,9 @@ class Worker:
         self._on_ready: OnReady | None = on_ready
         with closing(self._spans):
             try:
-                started = await asyncio.to_thread(self._engine.start, self._from_engine, self._metrics.transferred)
+                started = await asyncio.to_thread(
+                    self._engine.start, self._from_engine, self._metrics.transferred, self._from_cache
+                )
                 await self._serve(started)
             finally:
                 await asyncio.to_thread(self._engine.close)
@@ -126,6 +132,16 @@ class Worker:
         """Called on the engine's thread."""
         self._loop.call_soon_threadsafe(self._on_step, tuple(deltas))
 
+    def _from_cache(self, events: Sequence[CacheEvent]) -> None:
+        """Called on a thread of the engine's."""
+        self._loop.call_soon_threadsafe(self._on_cache, events)
+
+    def _on_cache(self, events: Sequence[CacheEvent]) -> None:
+        news = self._cache.news(events)
+        if news is not None:
+            for link in self._links.values():
+                link.cached(news)
+
     def _on_step(self, deltas: Sequence[Delta]) -> None:
         step = self._table.step(deltas)
         self._metrics.stepped(step.jobs, step.tokens)
@@ -148,6 +164,7 @@ class Worker:
             self._over.set()
             return
         self._capacity.outlived(outlived.pinned_blocks, outlived.quarantined_blocks)
+        self._pace = outlived.pace
         self._check_quarantine()
         self._capacity.draining = self._drain.is_set()
         if self._drain.is_set() and not len(self._table) and not outlived.pinned_blocks:
@@ -182,6 +199,7 @@ class Worker:
     # The routers' words: `link.Host` ---------------------------------------------------------------------------------
     def attached(self, router: str) -> None:
         self._table.attach(router)
+        self._cache.tell_again()
         self._logger.info("attached to router", router=router, name=self.info.name)
         if self._on_ready is not None:
             on_ready, self._on_ready = self._on_ready, None
@@ -194,7 +212,7 @@ class Worker:
             self._engine.cancel(job_id)
 
     def load(self, router: str) -> Load:
-        return self._table.load(router, self._pool)
+        return self._table.load(router, self._pool, self._pace)
 
     def job(self, router: str, number: int, job: Job) -> None:
         refusal = self._table.take(router, number, job, time.monotonic())
@@ -261,6 +279,7 @@ def worker_info(config: WorkerConfig, model: ModelInfo, started: EngineInfo) -> 
         metrics_address=config.metrics or "",
         restores=started.restores,
         loras=started.loras,
+        step_cost=started.step_cost,
     )
 
 

@@ -16,6 +16,7 @@ from benchmarks.goodput.report import written
 from benchmarks.goodput.served import Served, serving
 from benchmarks.goodput.systems import SYSTEMS, System, cluster
 from splitserve.cli.build import DEMO_MODEL
+from splitserve.core.slo import Slo
 
 SHAPE = replace(SHAPES["balanced"], workload="prompt=200,output=20", start_rps=1.0)
 FAST = {"step_s": 0.002, "prefill_token_s": 0.00002, "decode_token_s": 0.0}
@@ -33,11 +34,11 @@ class Bench:
         points = Points(self.directory / f"{SHAPE.name}.jsonl")
         return Campaign(SHAPE, systems, points, self._serve, limits, lambda _: None)
 
-    def _serve(self, system: System) -> AbstractAsyncContextManager[Served]:
+    def _serve(self, system: System, slo: Slo | None) -> AbstractAsyncContextManager[Served]:
         self.started.append(system.name)
         scratch = self.directory / f"run-{len(self.started)}"
         scratch.mkdir()
-        settings = cluster(system, "sim", None)
+        settings = cluster(system, "sim", None, slo)
         return serving(DEMO_MODEL, {**settings, "engine": {**settings["engine"], **FAST}}, scratch)
 
 

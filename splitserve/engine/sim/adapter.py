@@ -31,7 +31,7 @@ from splitserve.core.worker import (
     TransferEnd,
     rank_uuid,
 )
-from splitserve.engine.protocol import EngineInfo, EngineLoad, OnDeltas, OnTransfer, unheard
+from splitserve.engine.protocol import EngineInfo, EngineLoad, OnCached, OnDeltas, OnTransfer, uncached, unheard
 from splitserve.engine.sim.job import Running
 from splitserve.engine.sim.memory import BlockPool, ChainedKv, digest_bytes
 from splitserve.engine.sim.output import DecodeOutput
@@ -52,8 +52,10 @@ from splitserve.engine.sim.ticket import (
 from splitserve.engine.sim.transfers import Transfers
 from splitserve.kv.shm import ShmTransport
 from splitserve.kv.transfer import TransferEnded, TransferService
+from splitserve.latency.cost import cost_of, latency_of
 from splitserve.latency.linear import LinearLatency
-from splitserve.latency.model import PrefillChunk, Step, StepLatency
+from splitserve.latency.model import LatencyModel, PrefillChunk, Step
+from splitserve.routing.pace import Batch, PacedJobs
 
 TRANSFER_POLL_S = 0.002  # results of transfers are looked at so often while nothing computes
 IDLE_S = 1.0
@@ -69,7 +71,7 @@ class SimEngine:
         settings: SimSettings,
         kv: KvTransferSettings,
         worker_uuid: str,
-        latency: StepLatency | None = None,
+        latency: LatencyModel | None = None,
     ) -> None:
         self._model = model
         self._settings = settings
@@ -89,6 +91,8 @@ class SimEngine:
         pool = BlockPool(settings.total_blocks)
         self._schedule = Schedule(pool, settings.block_size, settings.max_num_seqs, settings.max_num_batched_tokens)
         self._transfers = Transfers(self._service, settings.block_size, self._schedule.release)
+        self._step_cost = cost_of(self._latency)
+        self._paced = PacedJobs(latency_of(self._step_cost))  # by what routers are told
         self._jobs: dict[str, Running] = {}
         self._arrivals = 0
         self._deltas: list[Delta] = []
@@ -99,7 +103,9 @@ class SimEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # Engine ----------------------------------------------------------------------------------------------------------
-    def start(self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard) -> EngineInfo:
+    def start(
+        self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard, on_cached: OnCached = uncached
+    ) -> EngineInfo:
         self._on_deltas, self._tell_transfer = on_deltas, on_transfer
         peer = self._service.start()
         self._thread.start()
@@ -114,6 +120,7 @@ class SimEngine:
             max_batched_tokens=self._settings.max_num_batched_tokens,
             restores=tuple(sorted(STATEFUL)),
             loras=tuple(self._settings.loras),
+            step_cost=self._step_cost,
         )
 
     def submit(self, job: Job) -> None:
@@ -158,13 +165,27 @@ class SimEngine:
         for run in self._transfers.hear():
             run.sequence.received()
             self._schedule.add(run.sequence)
-        plan = self._schedule.plan()
+        plan = self._schedule.plan(self._prompt_tokens())
         self._prepare(plan)
         if plan.chunks:
             self._compute(plan.chunks)
         self._publish()
         idle_s = TRANSFER_POLL_S if self._transfers.any_open else IDLE_S
         self._take_commands(0.0 if plan.chunks or plan.preempted else idle_s)
+
+    def _prompt_tokens(self) -> int:
+        """Of the next step: as many as its decodes leave time for."""
+        schedule, now = self._schedule, time.monotonic()
+        most = max(0, schedule.max_batched_tokens - len(schedule.decodes))
+        prompt = schedule.prompt
+        if prompt is None:
+            return most
+        return self._paced.chunk(prompt.job_id, prompt.left, prompt.computed, self._batch, most, now)
+
+    @property
+    def _batch(self) -> Batch:
+        decodes = self._schedule.decodes
+        return Batch(len(decodes), sum(len(each.tokens) for each in decodes))
 
     def _take_commands(self, wait_s: float) -> None:
         with suppress(queue.Empty):
@@ -176,7 +197,12 @@ class SimEngine:
     def _publish(self) -> None:
         """The load first: whoever hears of an end finds its blocks free."""
         transfers = self._transfers
-        self._load = EngineLoad(self._schedule.pool.free, transfers.pinned_blocks, transfers.quarantined_blocks)
+        self._load = EngineLoad(
+            self._schedule.pool.free,
+            transfers.pinned_blocks,
+            transfers.quarantined_blocks,
+            pace=self._paced.pace(self._batch, time.monotonic()),
+        )
         if self._deltas:
             deltas, self._deltas = self._deltas, []
             self._on_deltas(deltas)
@@ -207,6 +233,7 @@ class SimEngine:
         if isinstance(job, DecodeJob):
             run.output = DecodeOutput(job, self._tokenizer, self._vocabulary, self._max_model_len, script)
         self._jobs[job.job_id] = run
+        self._paced.add(job.job_id, job.objectives, waits, time.monotonic())
         self._transfers.add(run)
         return run
 
@@ -247,6 +274,7 @@ class SimEngine:
     def _forget(self, run: Running, failed: bool) -> None:
         """The job is over; its blocks are given back once no transfer holds them."""
         del self._jobs[run.job.job_id]
+        self._paced.end(run.job.job_id, run.output.length if run.output is not None else 0)
         self._schedule.remove(run.sequence)
         self._transfers.over(run, failed)
 
@@ -280,7 +308,8 @@ class SimEngine:
             self._transfers.claim(self._jobs[sequence.job_id])
 
     def _compute(self, chunks: Sequence[Chunk]) -> None:
-        started, duration_s = time.monotonic(), self._latency.step_s(_step(chunks))
+        started, step = time.monotonic(), _step(chunks)
+        duration_s = self._latency.step_s(step)
         ready = self._transfers.announce([(self._jobs[chunk.sequence.job_id], chunk.end) for chunk in chunks])
         work = [
             (
@@ -297,6 +326,7 @@ class SimEngine:
                 self._pause_until(started + duration_s * (layer + 1) / self._model.layers)
                 self._transfers.computed(layer, ready)
         self._pause_until(started + duration_s)
+        self._paced.pacer.took(step, time.monotonic() - started)
         for chunk in chunks:
             self._schedule.commit(chunk)
             if chunk.sequence.left == 0:
@@ -314,6 +344,7 @@ class SimEngine:
             self._transfers.hand_over(run, run.leaves_with)
             delta = replace(delta, outcome=Outcome(failure=Failure.MIGRATED, message="handed over to another worker"))
         self._deltas.append(delta)
+        self._paced.made(run.job.job_id, run.output.made, time.monotonic())
         if delta.outcome is None:
             run.sequence.tokens.append(run.output.last_token)
         else:

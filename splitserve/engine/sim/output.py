@@ -63,6 +63,11 @@ class DecodeOutput:
         return len(self._tokens) - len(self._job.output)
 
     @property
+    def length(self) -> int:
+        """Of the whole output; 0 while it has no end."""
+        return len(self._tokens) if self.finished is not None else 0
+
+    @property
     def last_token(self) -> int:
         return self._tokens[-1]
 

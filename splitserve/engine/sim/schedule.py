@@ -27,6 +27,11 @@ class Sequence:
     def left(self) -> int:
         return len(self.tokens) - self.computed
 
+    @property
+    def decodes(self) -> bool:
+        """It reads its context and makes a token, rather than reading a prompt."""
+        return self.left == 1 and self.computed > 0
+
     def received(self) -> None:
         """Its KV has arrived: all but the last token's, which is computed here and gives the next one."""
         self.waits_for_kv = False
@@ -46,8 +51,7 @@ class Chunk:
 
     @property
     def decodes(self) -> bool:
-        """It reads its context and makes a token, rather than reading a prompt."""
-        return self.tokens == self.sequence.left == 1 and self.sequence.computed > 0
+        return self.sequence.decodes
 
 
 @dataclass(slots=True)
@@ -83,26 +87,41 @@ class Schedule:
         self.pool.give_back(sequence.table)
         sequence.table = []
 
-    def plan(self) -> Plan:
-        """The next step: blocks are taken, and lost by what is preempted. `commit` follows once it is computed."""
+    @property
+    def decodes(self) -> list[Sequence]:
+        """Those that will make a token in the next step, if there is room; those that have just got their KV too."""
+        return [each for each in (*self._running, *self._waiting) if each.decodes and not each.waits_for_kv]
+
+    @property
+    def prompt(self) -> Sequence | None:
+        """The one that is read next."""
+        reading = (each for each in (*self._running, *self._waiting) if not each.decodes and not each.waits_for_kv)
+        return next(reading, None)
+
+    @property
+    def max_batched_tokens(self) -> int:
+        return self._max_batched_tokens
+
+    def plan(self, prompt_tokens: int | None = None) -> Plan:
+        """The next step: blocks are taken, and lost by what is preempted. `commit` follows once it is computed.
+        `prompt_tokens`: of all prompts together at most so many; None: as the step's budget allows."""
         plan = Plan()
-        used = self._continue_running(plan)
+        budget = _Budget(self._max_batched_tokens, self._max_batched_tokens if prompt_tokens is None else prompt_tokens)
+        self._continue_running(budget, plan)
         if not plan.preempted:
-            self._start_waiting(self._max_batched_tokens - used, plan)
+            self._start_waiting(budget, plan)
         return plan
 
     def commit(self, chunk: Chunk) -> None:
         """The chunk is computed."""
         chunk.sequence.computed += chunk.tokens
 
-    def _continue_running(self, plan: Plan) -> int:
-        used = 0
+    def _continue_running(self, budget: "_Budget", plan: Plan) -> None:
         for sequence in list(self._running):
-            tokens = min(sequence.left, self._max_batched_tokens - used)
+            tokens = budget.tokens_for(sequence)
             if tokens > 0 and sequence in self._running and self._make_room(sequence, tokens, plan):
+                budget.spend(sequence, tokens)
                 plan.chunks.append(Chunk(sequence, tokens))
-                used += tokens
-        return used
 
     def _make_room(self, sequence: Sequence, tokens: int, plan: Plan) -> bool:
         """Preempts from the end of the running list; False if that took the sequence itself."""
@@ -119,14 +138,16 @@ class Schedule:
         victim.computed = 0
         self.add(victim)
 
-    def _start_waiting(self, budget: int, plan: Plan) -> None:
-        while self._waiting:
-            sequence = self._waiting[0]
-            tokens = 0 if sequence.waits_for_kv else min(sequence.left, budget)
+    def _start_waiting(self, budget: "_Budget", plan: Plan) -> None:
+        """In order; but a prompt that gets no time in this step holds up none that has or awaits its KV."""
+        for sequence in tuple(self._waiting):
+            tokens = 0 if sequence.waits_for_kv else budget.tokens_for(sequence)
+            if not tokens and not sequence.waits_for_kv and budget.prompts_wait:
+                continue
             if not self._start(sequence, tokens, plan):
                 return
-            self._waiting.pop(0)
-            budget -= tokens
+            self._waiting.remove(sequence)
+            budget.spend(sequence, tokens)
 
     def _start(self, sequence: Sequence, tokens: int, plan: Plan) -> bool:
         if sequence.waits_for_kv:
@@ -149,6 +170,27 @@ class Schedule:
             return False
         sequence.table.extend(taken)
         return True
+
+
+@dataclass(slots=True)
+class _Budget:
+    """Tokens that are left of a step, and how many of them prompts may have."""
+
+    step: int
+    prompts: int
+
+    def tokens_for(self, sequence: Sequence) -> int:
+        return min(sequence.left, self.step if sequence.decodes else min(self.step, self.prompts))
+
+    def spend(self, sequence: Sequence, tokens: int) -> None:
+        self.step -= tokens
+        if not sequence.decodes:
+            self.prompts -= tokens
+
+    @property
+    def prompts_wait(self) -> bool:
+        """It is not the step that is full."""
+        return self.step > 0 and self.prompts <= 0
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:

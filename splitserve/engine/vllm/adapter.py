@@ -30,8 +30,9 @@ from splitserve.core.worker import (
     TransferEnd,
     TransferStats,
 )
-from splitserve.engine.protocol import EngineInfo, EngineLoad, OnDeltas, OnTransfer, unheard
+from splitserve.engine.protocol import EngineInfo, EngineLoad, OnCached, OnDeltas, OnTransfer, uncached, unheard
 from splitserve.engine.vllm.arguments import engine_arguments, prepare_environment, ranks_of, side_channel
+from splitserve.engine.vllm.cache_events import CacheListener, follows_cache
 from splitserve.engine.vllm.connector_state import ConnectorState
 from splitserve.engine.vllm.output import Output
 from splitserve.engine.vllm.parsing import Parsers
@@ -50,6 +51,8 @@ from splitserve.engine.vllm.warm import warm_up
 from splitserve.kv.bridge import AdapterEnd, Connect, HandOver
 from splitserve.kv.layout import block_bytes, part_of
 from splitserve.kv.transfer import TransferKey
+from splitserve.latency.cost import cost_of
+from splitserve.latency.model import LatencyModel
 
 PARKED_POLL_S = {KvMode.PUSH: 0.05, KvMode.PULL: 0.001}  # our connector rings when KV has come, the stock one never
 NULL_BLOCKS = 1  # vLLM keeps one block as padding
@@ -73,7 +76,8 @@ class _Running:
 
 
 class VllmEngine:
-    """See `Engine`. `cpu_core` pins an in-process engine to one core."""
+    """See `Engine`. `cpu_core` pins an in-process engine to one core. `latency`: what its steps take; without it, or
+    with another scheduler than ours, prompts are read without regard to objectives."""
 
     def __init__(
         self,
@@ -82,12 +86,15 @@ class VllmEngine:
         kv: KvTransferSettings,
         worker_uuid: str,
         cpu_core: int | None = None,
+        latency: LatencyModel | None = None,
     ) -> None:
         self._model = model
         self._settings = settings
         self._kv = kv
         self._uuid = worker_uuid
         self._cpu_core = cpu_core
+        ours = "scheduler_cls" not in settings.extra
+        self._step_cost = cost_of(latency) if latency is not None and ours else None
         self._jobs: dict[str, _Running] = {}
         self._by_key: dict[TransferKey, str] = {}
         self._moving: dict[str, TransferKey] = {}  # jobs that stop once the connector is ready to keep their KV
@@ -95,7 +102,9 @@ class VllmEngine:
         self._broken: Exception | None = None
         self._closing = ExitStack()  # what `close` ends, however far `start` came
 
-    def start(self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard) -> EngineInfo:
+    def start(
+        self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard, on_cached: OnCached = uncached
+    ) -> EngineInfo:
         """See `Engine`. Imports vLLM (11 s on an idle machine), builds it, warms it up."""
         prepare_environment(self._kv.host, ranks_of(self._settings))
         from vllm.platforms import current_platform
@@ -105,7 +114,14 @@ class VllmEngine:
         self._on_transfer = on_transfer
         self._bridge = AdapterEnd(self._connector.hear)
         self._closing.callback(self._bridge.close)
-        arguments = engine_arguments(self._model, self._settings, self._kv, self._uuid, self._bridge.address, on_cpu)
+        arguments = engine_arguments(
+            self._model, self._settings, self._kv, self._uuid, self._bridge.address, on_cpu, self._step_cost
+        )
+        if follows_cache(self._settings):
+            listener = CacheListener(self._bridge.beside("cached"), self._bridge.beside("cached-before"), on_cached)
+            self._closing.callback(listener.close)
+            listener.start()
+            arguments["kv_events_config"] = listener.config()
         self._tokenizer = tokenizer(str(self._model.path))
         self._parsers = Parsers(self._settings, self._tokenizer)
         self._loras = lora_requests(self._settings.loras)
@@ -180,6 +196,7 @@ class VllmEngine:
             max_batched_tokens=config.scheduler_config.max_num_batched_tokens,
             restores=tuple(sorted(self._restorable)),
             loras=tuple(self._loras),
+            step_cost=self._step_cost,
         )
 
     # On the runner's thread ------------------------------------------------------------------------------------------

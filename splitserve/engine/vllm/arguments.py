@@ -4,13 +4,14 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import cycle, islice
 from typing import Any, get_args
 
 from splitserve.core.config import KvTransferSettings, VllmSettings
 from splitserve.core.errors import ConfigError
 from splitserve.core.model import ModelInfo
-from splitserve.core.worker import KvMode
+from splitserve.core.worker import KvMode, StepCost
 from splitserve.engine.vllm.loras import lora_arguments
 from splitserve.engine.vllm.sampler_state import CPU_WORKER, GPU_WORKER
 from splitserve.kv.host import is_loopback
@@ -18,6 +19,8 @@ from splitserve.kv.host import is_loopback
 GIB = 1024**3
 FIRST_PORT = 20_000
 PORTS = 8_000  # below what kernels give to connections
+SCHEDULER = "splitserve.engine.vllm.scheduler.scheduler"  # what vLLM calls for one
+STEP_COST = "step_cost"  # what our scheduler finds in the connector's configuration
 DRAFTERS_WITHOUT_KV = frozenset({"ngram", "ngram_gpu", "suffix"})
 
 
@@ -57,16 +60,25 @@ def side_channel() -> str:
 
 
 def engine_arguments(
-    model: ModelInfo, settings: VllmSettings, kv: KvTransferSettings, uuid: str, bridge: str, on_cpu: bool
+    model: ModelInfo,
+    settings: VllmSettings,
+    kv: KvTransferSettings,
+    uuid: str,
+    bridge: str,
+    on_cpu: bool,
+    step_cost: StepCost | None = None,
 ) -> dict[str, Any]:
-    """vLLM's EngineArgs; what is not set here keeps vLLM's default. `bridge`: where the connector finds us. Raises
-    ConfigError for adapters that are not there, and for a drafter whose KV push would leave behind."""
+    """vLLM's EngineArgs; what is not set here keeps vLLM's default. `bridge`: where the connector finds us. With a step
+    cost our scheduler takes the place of vLLM's. Raises ConfigError for adapters that are not there, and for a drafter
+    whose KV push would leave behind."""
     if kv.mode is KvMode.PUSH:
         refuse_drafters_with_kv(settings.extra)
-    said = settings.model_dump(exclude={"kind", "kv_cache_gib", "extra", "loras", "tool_parser"})
+    said = settings.model_dump(exclude={"kind", "kv_cache_gib", "extra", "loras", "tool_parser", "profile"})
     arguments = {name: value for name, value in said.items() if value is not None}
     arguments |= {"model": str(model.path), "served_model_name": model.name, "disable_log_stats": True}
-    arguments["kv_transfer_config"] = _kv_transfer_config(model, kv, uuid, bridge)
+    arguments["kv_transfer_config"] = _kv_transfer_config(model, kv, uuid, bridge, step_cost)
+    if step_cost is not None:
+        arguments["scheduler_cls"] = SCHEDULER
     arguments.setdefault("enforce_eager", on_cpu)
     arguments["worker_cls"] = CPU_WORKER if on_cpu else GPU_WORKER
     if settings.loras:
@@ -105,7 +117,9 @@ def _lora_ranks() -> tuple[int, ...]:
     return get_args(MaxLoRARanks)
 
 
-def _kv_transfer_config(model: ModelInfo, kv: KvTransferSettings, uuid: str, bridge: str) -> Any:
+def _kv_transfer_config(
+    model: ModelInfo, kv: KvTransferSettings, uuid: str, bridge: str, step_cost: StepCost | None
+) -> Any:
     from vllm.config import KVTransferConfig
 
     return KVTransferConfig(
@@ -119,6 +133,7 @@ def _kv_transfer_config(model: ModelInfo, kv: KvTransferSettings, uuid: str, bri
             "uuid": uuid,
             "fingerprint": model.fingerprint,
             "settings": kv.model_dump(mode="json"),
+            **({STEP_COST: asdict(step_cost)} if step_cost is not None else {}),
         },
     )
 

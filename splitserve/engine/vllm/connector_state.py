@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from splitserve.core.errors import ConfigError
-from splitserve.core.worker import KvCounts, KvFormat, KvPeer, TransferEnd
+from splitserve.core.worker import KvCounts, KvFormat, KvPeer, Pace, TransferEnd
 from splitserve.engine.protocol import EngineLoad
-from splitserve.kv.bridge import Armed, Ended, Free, FromConnector, Held, Started
+from splitserve.kv.bridge import Armed, Ended, Free, FromConnector, Held, Paced, Started
 from splitserve.kv.source_ticket import merged
 from splitserve.kv.transfer import TransferKey
 
@@ -31,6 +31,7 @@ class ConnectorState:
         self._started: dict[int, Started] = {}
         self._held: dict[int, Held] = {}
         self._free = Free(-1)
+        self._pace = Pace()
         self._ends: dict[tuple[TransferKey, bool], list[Ended]] = {}  # until all ranks have said theirs
         self._handed: set[TransferKey] = set()
 
@@ -41,6 +42,8 @@ class ConnectorState:
                     self._started[message.rank] = message
                 case Free():
                     self._free = message
+                case Paced():
+                    self._pace = message.pace
                 case Held():
                     self._held[message.rank] = message
                 case Armed():
@@ -75,6 +78,7 @@ class ConnectorState:
             quarantined,
             sum(each.in_flight_bytes for each in held),
             _summed([each.counts for each in held]),
+            self._pace,
         )
 
     def _wait(self, holds: Callable[[], bool], what: str) -> None:

@@ -10,10 +10,19 @@ from splitserve.core.request import SamplingParams
 from splitserve.core.sampler_state import SamplerState
 from splitserve.core.worker import DecodeJob, Job, KvMode, PrefillJob
 from splitserve.engine.protocol import NEEDS_NO_TICKET
+from splitserve.engine.vllm.cache_events import REPORT_HITS
 from splitserve.engine.vllm.parsing import OutputParser
 from splitserve.engine.vllm.sampler_state import refuse_lost_penalties
 from splitserve.engine.vllm.translate import structured_params, vllm_params
-from splitserve.kv.job_params import DESTINATION, SOURCE, GrammarStart, grammar_params, job_params, ticket_params
+from splitserve.kv.job_params import (
+    DESTINATION,
+    SOURCE,
+    GrammarStart,
+    grammar_params,
+    job_params,
+    pace_params,
+    ticket_params,
+)
 from splitserve.kv.layout import tokens_to_move
 
 ONE_TOKEN = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
@@ -61,7 +70,8 @@ class Requests:
         tokens = [*job.prompt, *(job.output if isinstance(job, DecodeJob) else ())]
         room = self.max_model_len - len(tokens)
         if isinstance(job, PrefillJob):
-            params = vllm_params(ONE_TOKEN, SamplerState.of(ONE_TOKEN, ()), room, self._transfer(job))
+            extra = self._transfer(job) | pace_params(job.objectives, 0)
+            params = vllm_params(ONE_TOKEN, SamplerState.of(ONE_TOKEN, ()), room, extra)
             if self.mode is KvMode.PUSH:
                 tokens = tokens[: max(1, tokens_to_move(len(tokens)))]
         else:
@@ -80,11 +90,11 @@ class Requests:
             said, start = sampling.structured_output, GrammarStart(True, len(job.output))
             structured = structured_params(said) if said is not None else None
         extra = self._transfer(job) | grammar_params(start if structured is not None else None)
-        return vllm_params(sampling, state, room, extra, structured)
+        return vllm_params(sampling, state, room, extra | pace_params(job.objectives, len(job.output)), structured)
 
     def _transfer(self, job: Job) -> dict[str, Any]:
         params = self._ticket_params(job)
-        return {"kv_transfer_params": params} if params is not None else {}
+        return REPORT_HITS | ({"kv_transfer_params": params} if params is not None else {})
 
     def _ticket_params(self, job: Job) -> dict[str, Any] | None:
         """The job's ticket as the connector's request parameters."""

@@ -18,7 +18,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPullConnector
 
 from splitserve.core.config import CudaGraphs, KvTransferSettings
-from splitserve.kv.bridge import Armed, ConnectorEnd, Free, HandOver, ToConnector
+from splitserve.core.worker import Pace
+from splitserve.kv.bridge import Armed, ConnectorEnd, Free, HandOver, Paced, ToConnector
 from splitserve.kv.connector.grammar import start_grammar
 from splitserve.kv.connector.model import group_of, kv_groups, rank_of
 from splitserve.kv.connector.scheduler import SchedulerHalf, StepMetadata
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
-class _BlockReports:
-    """Scheduler half of both connectors: tells the adapter how many blocks are free, also after the last step."""
+class Reports:
+    """Scheduler half of both connectors: tells the adapter how many blocks are free, also after the last step, and how
+    decodes stand."""
 
     _pool: "BlockPool | None" = None
     _reports: ConnectorEnd | None = None
@@ -51,6 +53,11 @@ class _BlockReports:
     def _hear(self, message: ToConnector) -> None:
         """Called on the bridge's thread. Most is for the worker halves."""
 
+    def report_pace(self, pace: Pace) -> None:
+        """Called by our scheduler (`engine/vllm/scheduler`)."""
+        assert self._reports is not None
+        self._reports.tell(Paced(pace))
+
     def _report_free(self) -> None:
         assert self._pool is not None
         assert self._reports is not None
@@ -64,7 +71,7 @@ class _BlockReports:
         return self._pool is not None and self._pool.get_num_free_blocks() != self._told
 
 
-class PushConnector(_BlockReports, CompletionHooks, KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+class PushConnector(Reports, CompletionHooks, KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """Layer-wise push (kv_transfer.mode: push)."""
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
@@ -171,7 +178,7 @@ class PushConnector(_BlockReports, CompletionHooks, KVConnectorBase_V1, Supports
             self._reports.close()
 
 
-class PullConnector(_BlockReports, NixlPullConnector):  # type: ignore[misc]
+class PullConnector(Reports, NixlPullConnector):  # type: ignore[misc]
     """vLLM's stock pull connector (kv_transfer.mode: pull), which also reports free blocks and starts grammars."""
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:

@@ -63,7 +63,8 @@ def interval(values: Sequence[float]) -> Interval:
 @dataclass(slots=True)
 class Trials:
     """Simulations of one deployment, each made once. The same seed brings the same requests at every rate and to every
-    deployment. Keeps attainments, and the first seed's outcomes."""
+    deployment. `adaptive`: the router schedules by the objectives, not by roles. Keeps attainments, and the first
+    seed's outcomes."""
 
     deployment: Deployment
     workload: Workload
@@ -71,6 +72,7 @@ class Trials:
     requests: int
     seed: int
     ceiling_rps: float
+    adaptive: bool = False
     attained: dict[tuple[float, int], float] = field(default_factory=dict)
     outcomes: dict[float, Outcome] = field(default_factory=dict)
     simulated: int = 0
@@ -79,7 +81,8 @@ class Trials:
         """With the so-many-th seed."""
         if (rate_rps, number) not in self.attained:
             drawn = self.workload.draw(self.requests, rate_rps, self.seed + number)
-            outcome = simulate(self.deployment, drawn, self.seed + number)
+            scheduled_by = self.slo if self.adaptive else None
+            outcome = simulate(self.deployment, drawn, self.seed + number, slo=scheduled_by)
             self.simulated += len(drawn)
             self.attained[rate_rps, number] = attainment(outcome.timelines, self.slo)
             if not number:

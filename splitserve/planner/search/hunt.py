@@ -42,7 +42,7 @@ class _Entry:
 
 
 class Hunt:
-    """One search. What it knows grows; nothing is forgotten."""
+    """One search. What it knows grows; nothing is forgotten. `requests`: of one joint simulation."""
 
     def __init__(self, aim: Aim, fit: list[Option], progress: Progress) -> None:
         question = aim.question
@@ -57,7 +57,7 @@ class Hunt:
         self._jointly = 0
         for pools in sorted(pairings(fit), key=lambda pools: tuple(option.name for option in pools)):
             self._push_pairing(pools)
-        self._requests = self._enough_requests()
+        self.requests = self._enough_requests()
 
     @property
     def simulated(self) -> int:
@@ -188,7 +188,7 @@ class Hunt:
         candidate, placement = entry.candidate, entry.placement
         assert candidate is not None and placement is not None  # noqa: PT018
         ceiling = min(self._bound(entry.pools, option) * n for option, n in candidate.pools)
-        judged, simulated = judge(self._aim, candidate, placement, entry.rate_rps, ceiling, self._requests)
+        judged, simulated = judge(self._aim, candidate, placement, entry.rate_rps, ceiling, self.requests)
         self._jointly += simulated
         self._judged.append((self._aim.value(candidate, judged.goodput_rps.mean), judged))
 

@@ -5,13 +5,15 @@ from operator import add
 from splitserve.core.slo import Slo
 from splitserve.latency.model import Provenance, Step, pairs
 from splitserve.planner.deployment import Role
-from splitserve.planner.result import Judged, Placement
+from splitserve.planner.question import Question
+from splitserve.planner.result import Interval, Judged, Placement
 from splitserve.planner.search.candidates import Aim, Candidate, Option
 from splitserve.planner.search.goodput import Trials
 from splitserve.planner.search.placement import deployment
 from splitserve.planner.simulator.outcome import Outcome
 from splitserve.workload.workload import Workload
 
+_MOST = 4.0  # times the static goodput: no rate above it is tried
 _PART = 0.9  # where the joint bisection starts: both objectives at once cost something
 
 
@@ -37,6 +39,16 @@ def judge(
         sources=_sources(candidate, question.workload, goodput.mean, question.slo),
     )
     return judged, trials.simulated
+
+
+def adaptive_goodput(best: Judged, question: Question, requests: int) -> tuple[Interval, int]:
+    """What the same workers serve if the router schedules by the objectives; and how many requests that took."""
+    guess_rps = best.goodput_rps.mean
+    trials = Trials(
+        best.deployment, question.workload, question.slo, requests, question.seed, _MOST * guess_rps, adaptive=True
+    )
+    step, seeds = question.effort.rate_step, question.effort.seeds
+    return trials.goodput(trials.bracket(guess_rps, step), seeds, step), trials.simulated
 
 
 def _bottleneck(above: Outcome, slo: Slo) -> str:

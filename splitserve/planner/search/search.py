@@ -10,6 +10,7 @@ from splitserve.planner.search.candidates import Aim, Option, Unfit, options
 from splitserve.planner.search.estimate import Estimator
 from splitserve.planner.search.hunt import Hunt, Progress
 from splitserve.planner.search.infeasible import why
+from splitserve.planner.search.judge import adaptive_goodput
 
 
 def search(
@@ -27,12 +28,18 @@ def search(
         bounds = {option: hunt.estimates.bound(option) for option in fit}
         infeasible, more = why(question, bounds, unfit, judged, progress)
         simulated += more
+    adaptive = None
+    if infeasible is None:
+        progress("adaptive scheduling", 0.95)
+        adaptive, more = adaptive_goodput(judged[0], question, hunt.requests)
+        simulated += more
     progress("done", 1.0)
     return SearchResult(
         judged=tuple(judged),
         phases=_phases(hunt.estimates, fit, unfit),
         infeasible=infeasible,
         simulated_requests=simulated,
+        adaptive_rps=adaptive,
         cpu_s=time.process_time() - began,
     )
 

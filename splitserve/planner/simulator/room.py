@@ -4,7 +4,7 @@ from splitserve.core.fleet import Health
 from splitserve.core.worker import KvFormat, KvMode, Pool, WorkerInfo
 from splitserve.planner.deployment import Role, WorkerSpec
 from splitserve.routing.admission import PREFILL_STEPS_AHEAD, Limits
-from splitserve.routing.fleet import Candidate
+from splitserve.routing.candidate import Candidate
 
 _POOL = {Role.PREFILL: Pool.PREFILL, Role.DECODE: Pool.DECODE, Role.COLOCATED: Pool.DECODE}
 
@@ -16,6 +16,7 @@ class Room:
         "draining",
         "free_blocks",
         "free_sequences",
+        "growth_blocks",
         "parked_limit_blocks",
         "prefill_token_limit",
         "prefill_tokens",
@@ -24,6 +25,7 @@ class Room:
 
     def __init__(self, spec: WorkerSpec, limits: Limits) -> None:
         self.free_blocks = spec.kv_blocks
+        self.growth_blocks = 0
         self.free_sequences = max(1, spec.max_sequences - 1)  # one stays free for a prefill: `admission.Capacity`
         self.prefill_tokens = 0
         self.prefill_token_limit = PREFILL_STEPS_AHEAD * spec.max_batched_tokens

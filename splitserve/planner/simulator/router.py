@@ -11,13 +11,15 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from splitserve.core.slo import Slo
-from splitserve.core.worker import Pool
 from splitserve.planner.simulator.clock import Clock
 from splitserve.planner.simulator.journal import NEVER, Journal
-from splitserve.routing.fleet import WHOLE, Candidate, drawn
+from splitserve.planner.simulator.prefix_cache import Change, KnownPrefixes
+from splitserve.routing.candidate import Candidate
 from splitserve.routing.line import Place
 from splitserve.routing.policy import choose
 from splitserve.routing.route import Need, Route
+from splitserve.routing.sample import WHOLE, Sample
+from splitserve.workload.requests import Prefixes
 
 if TYPE_CHECKING:
     from splitserve.planner.simulator.worker import Worker
@@ -36,16 +38,22 @@ class Router:
         self._output_tokens = round(sum(journal.output) / max(1, len(journal.output)))
         self._workers: dict[str, Worker] = {}
         self._candidates: list[Candidate] = []
-        self._pools: dict[Pool, list[Candidate]] = {}
-        self._latest: dict[Pool, Candidate] = {}
+        self._sample: Sample | None = None  # of a large fleet
         self._longest = 0
         self._firsts: Iterator[int] = iter(())
+        self._prefixes: KnownPrefixes | None = None
 
-    def start(self, workers: Sequence["Worker"], firsts: Iterable[int]) -> None:
-        """`firsts`: the requests that follow no other, in order of arrival."""
+    def start(self, workers: Sequence["Worker"], firsts: Iterable[int], prefixes: Prefixes | None) -> None:
+        """`firsts`: the requests that follow no other, in order of arrival. `prefixes`: what the router knows them by;
+        None: it does not heed them."""
         self._workers = {worker.candidate.info.uuid: worker for worker in workers}
         self._candidates = [worker.candidate for worker in workers]
-        self._pools = {pool: [c for c in self._candidates if c.pool is pool] for pool in Pool}
+        if len(workers) > WHOLE:
+            self._sample = Sample()
+            for candidate in self._candidates:
+                self._sample.put(candidate)
+        if prefixes is not None:
+            self._prefixes = KnownPrefixes(prefixes, self._workers)
         self._longest = min(worker.longest for worker in workers)
         self._firsts = iter(firsts)
         self._expect()
@@ -81,21 +89,32 @@ class Router:
 
     def changed(self, worker: "Worker") -> None:
         """The worker has more room than before."""
+        self._changed(worker)
         if self._waiting:
-            self._latest[worker.candidate.pool] = worker.candidate
             self._pump()
+
+    def cached(self, worker: "Worker", change: Change) -> None:
+        """What the worker has in its prefix cache has changed."""
+        if self._prefixes is not None:
+            self._prefixes.told(worker.candidate.info.uuid, change)
+
+    def _changed(self, worker: "Worker") -> None:
+        worker.candidate.changed()
+        if self._sample is not None:
+            self._sample.put(worker.candidate)
 
     def _first_token_s(self, request: int) -> float:
         """Its objective."""
         slo = self._slo
-        return NEVER if slo is None else slo.ttft_s + slo.ttft_per_token_s * self._journal.prompt[request]
+        return NEVER if slo is None else slo.first_token_s(self._journal.prompt[request])
 
     def _pump(self) -> None:
         """Binds from the front, as the router does: what can't go holds up what is behind it."""
         waiting = self._waiting
         while waiting:
             place, request = waiting[0]
-            route = choose(self._look(), self._need(request), self._clock.now)
+            need = self._need(request)
+            route = choose(self._look(need), need, self._clock.now)
             if not isinstance(route, Route):
                 return
             heappop(waiting)
@@ -107,26 +126,30 @@ class Router:
 
     def _need(self, request: int) -> Need:
         journal, slo = self._journal, self._slo
+        cached = self._prefixes.cached(request) if self._prefixes is not None else {}
         if slo is None:
-            return Need(journal.prompt[request])
-        return Need(
-            journal.prompt[request], due=journal.due[request], tpot_s=slo.tpot_s, output_tokens=self._output_tokens
-        )
+            return Need(journal.prompt[request], cached=cached)
+        due, tpot_s = journal.due[request], slo.tpot_s
+        return Need(journal.prompt[request], due=due, tpot_s=tpot_s, output_tokens=self._output_tokens, cached=cached)
 
-    def _look(self) -> list[Candidate]:
-        if len(self._candidates) <= WHOLE:
+    def _look(self, need: Need) -> list[Candidate]:
+        if self._sample is None:
             return self._candidates
-        return drawn(self._pools, self._latest.values(), self._random)
+        return self._sample.draw(self._random) + [self._workers[uuid].candidate for uuid in need.wanted]
 
     def _bind(self, request: int, route: Route) -> None:
         journal, decode = self._journal, self._workers[route.decode]
         journal.bound[request] = self._clock.now
+        if self._prefixes is not None:
+            self._prefixes.forget(request)
         journal.decode_worker[request] = decode.number
         self._workers[route.reader].candidate.read_until = self._clock.now + route.read_s
         if route.prefill is None:
             decode.compute(request)
-            return
-        prefill = self._workers[route.prefill]
-        journal.prefill_worker[request] = prefill.number
-        decode.park(request)
-        prefill.compute(request, decode)
+        else:
+            prefill = self._workers[route.prefill]
+            journal.prefill_worker[request] = prefill.number
+            decode.park(request)
+            prefill.compute(request, decode)
+            self._changed(prefill)
+        self._changed(decode)

@@ -20,10 +20,12 @@ def simulate(
     seed: int = 0,
     horizon_s: float | None = None,
     slo: Slo | None = None,
+    prefix_aware: bool = True,
 ) -> Outcome:
     """Serves them all, or as far as it gets by `horizon_s` seconds. The seed draws what the router samples of a fleet
     too large to be looked at whole; requests bring their own randomness. With `slo` the router schedules by these
-    objectives, whatever the workers' roles; without, it keeps to the roles."""
+    objectives, whatever the workers' roles; without, it keeps to the roles. `prefix_aware`: it is told what each worker
+    has cached, and heeds it."""
     clock, journal, links = Clock(), Journal(requests), Links(deployment)
     router = Router(clock, journal, seed, slo)
     lengths = OutputLengths()
@@ -35,7 +37,7 @@ def simulate(
         )
         for number, spec in enumerate(deployment.workers)
     ]
-    router.start(workers, firsts)
+    router.start(workers, firsts, requests.prefixes if prefix_aware else None)
     clock.run(NEVER if horizon_s is None else horizon_s)
     return _outcome(clock, journal, links, workers)
 

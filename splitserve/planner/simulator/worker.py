@@ -15,8 +15,12 @@ It is one event loop's: nothing here waits.
 """
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
+
+import numpy as np
+import numpy.typing as npt
 
 from splitserve.kv.layout import blocks_for
 from splitserve.latency.model import Step, pairs
@@ -31,22 +35,15 @@ from splitserve.planner.simulator.router import Router
 from splitserve.planner.simulator.stretch import Stretch
 from splitserve.routing.admission import decode_blocks
 from splitserve.routing.lengths import OutputLengths
-from splitserve.routing.outlook import prompt_token_s
-from splitserve.routing.slack import (
-    LEAST_CHUNK,
-    STEPS_WITHOUT,
-    TOO_SHORT,
-    URGENT_TOO_SHORT,
-    chunk_within,
-    is_urgent,
-    slack_of,
-)
+from splitserve.routing.pace import Batch, Pacer, Prompt
+from splitserve.routing.peak import Expectations, growth_blocks, peak_tokens
+from splitserve.routing.slack import TOO_SHORT, slack_of
 from splitserve.workload.requests import Prefixes
 
 
 @dataclass(slots=True, eq=False)
-class Prompt:
-    """Tokens to compute before a token can be made. `left` is how many tokens the request then still owes."""
+class Reading:
+    """A prompt: tokens to compute before a token can be made. `left` is how many tokens the request then still owes."""
 
     request: int
     tokens: int
@@ -65,12 +62,14 @@ class Sequence:
     context: int
     since: int
     until: int
+    share: float = 0.0  # of outputs that it is taken to be longer than: `routing/peak`
+    expected: int = 0
     running: bool = True
     first_token: float = 0.0
     made: int = 0
 
 
-Chunk = tuple[Prompt, int, bool]  # of which prompt, how many tokens, whether they are its last
+Chunk = tuple[Reading, int, bool]  # of which prompt, how many tokens, whether they are its last
 
 
 class Worker:
@@ -92,7 +91,8 @@ class Worker:
         self.number = number
         self.spec = spec
         self.candidate, self._room = candidate_of(spec, number, tpot_s)
-        self._tpot_s = tpot_s  # objective of all decodes; infinite: prompts need not heed them
+        self._pacer = Pacer(spec.latency)
+        self._tpot_s = tpot_s if self._pacer.least_step_s < tpot_s else NEVER  # of decodes; NEVER: prompts heed none
         self._clock = clock
         self._journal = journal
         self._links = links
@@ -105,8 +105,8 @@ class Worker:
         self._prefixes = prefixes if spec.prefix_caching else None
         self._cache = PrefixCache(prefixes.block_tokens) if self._prefixes is not None and prefixes else None
         # Prompts
-        self._prompts: deque[Prompt] = deque()
-        self._preempted: deque[Prompt] = deque()  # without blocks, until there is room again
+        self._prompts: deque[Reading] = deque()
+        self._preempted: deque[Reading] = deque()  # without blocks, until there is room again
         self._in_flight = 0  # prefill steps under way
         self._stage_free_at = 0.0
         self._last_end = 0.0
@@ -119,9 +119,9 @@ class Worker:
         self._joined: list[Sequence] = []  # in that order; the last one is preempted first
         self._paced: list[Sequence] = []
         self._parked: set[int] = set()
-        self._token_s = prompt_token_s(spec.latency)
         self._lengths = lengths
-        self._without = 0  # rounds in a row in which the decodes left no time for a prompt
+        self._expectations = Expectations()
+        self._peak: int | None = None  # tokens of its decodes at their fullest moment; None: to be worked out
         self._stretch: Stretch | None = None
         self._round: list[Chunk] | None = None  # the chunks of a mixed round under way
         self._wake_number = 0
@@ -146,10 +146,11 @@ class Worker:
         tokens = self._journal.prompt[request]
         local = to is None
         blocks = decode_blocks(tokens, self._block) if local else blocks_for(tokens, self._block)
-        prompt = Prompt(request, tokens, blocks, to, self._journal.output[request])
+        prompt = Reading(request, tokens, blocks, to, self._journal.output[request])
         self._room.prefill_tokens += tokens
         self._room.running += 1
         if local:
+            self._peak = None
             self._room.free_sequences -= 1
         self._hold(blocks)
         self._prompts.append(prompt)
@@ -159,6 +160,7 @@ class Worker:
         """Blocks for KV that is on its way."""
         blocks = decode_blocks(self._journal.prompt[request], self._block)
         self._parked.add(request)
+        self._peak = None
         self._room.free_sequences -= 1
         self._room.parked_limit_blocks -= blocks
         self._hold(blocks)
@@ -214,6 +216,7 @@ class Worker:
         self._take_in()
         if self._tpot_s != NEVER:
             self.candidate.slack_s = self._slack_s(TOO_SHORT)
+            self.candidate.changed()
         self._run()
         self._deciding = False
 
@@ -244,6 +247,8 @@ class Worker:
                 sequence.running = False
                 self._sequences -= 1
                 self._context -= sequence.context + self._step - sequence.since
+                self._expectations.lengths.add(self._journal.output[request])
+                self._peak = None
                 self._end(request)
                 retired = True
         if retired or ends:
@@ -267,8 +272,11 @@ class Worker:
         if self._cache is None or self._prefixes is None or following < 0:
             return
         tokens = self._journal.prompt[request] + self._journal.output[request] - 1
-        blocks = self._prefixes.of(following)[: tokens // self._cache.block_tokens]
-        self._cache.add(blocks, self._free() * self._block)
+        self._cached(self._prefixes.of(following)[: tokens // self._cache.block_tokens])
+
+    def _cached(self, blocks: npt.NDArray[np.int64]) -> None:
+        assert self._cache is not None
+        self._router.cached(self, self._cache.add(blocks, self._free() * self._block))
 
     def _take_in(self) -> None:
         """What has arrived joins the batch; what was preempted gets its blocks back if there is room."""
@@ -290,7 +298,8 @@ class Worker:
             self._prompts.appendleft(prompt_again)
 
     def _join(self, request: int, context: int, left: int) -> None:
-        sequence = Sequence(request, context, self._step, self._step + left)
+        sequence = Sequence(request, context, self._step, self._step + left, self._expectations.share())
+        self._peak = None
         heappush(self._ends, (sequence.until, request, sequence))
         self._joined.append(sequence)
         self._sequences += 1
@@ -388,8 +397,9 @@ class Worker:
         self._sequences -= 1
         self._context -= context
         self._preemptions += 1
+        self._peak = None
         blocks = decode_blocks(context, self._block)
-        self._preempted.append(Prompt(victim.request, context, blocks, None, victim.until - self._step))
+        self._preempted.append(Reading(victim.request, context, blocks, None, victim.until - self._step))
 
     # Prompts -----------------------------------------------------------------------------------------------------
     def _begin_prefill(self) -> None:
@@ -443,7 +453,7 @@ class Worker:
                 prompts.popleft()
         return chunks, Step(tokens, visited, len(chunks), decodes, context)
 
-    def _first_chunk(self, prompt: Prompt) -> None:
+    def _first_chunk(self, prompt: Reading) -> None:
         """Its computing begins: what the prefix cache has need not be computed, but has to be sent."""
         journal, request = self._journal, prompt.request
         if journal.prefill_start[request] != journal.prefill_start[request]:
@@ -466,14 +476,14 @@ class Worker:
             if last:
                 self._prompt_computed(prompt)
 
-    def _prompt_computed(self, prompt: Prompt) -> None:
+    def _prompt_computed(self, prompt: Reading) -> None:
         journal, request, now = self._journal, prompt.request, self._clock.now
         first = journal.prefill_end[request] != journal.prefill_end[request]
         if first:
             journal.prefill_end[request] = now
             self._room.prefill_tokens -= prompt.tokens
             if self._cache is not None and self._prefixes is not None:
-                self._cache.add(self._prefixes.of(request), self._free() * self._block)
+                self._cached(self._prefixes.of(request))
         if prompt.to is not None:
             self._room.running -= 1
             if self._prefill_answers:
@@ -491,7 +501,7 @@ class Worker:
             self._end(request)
         self._see_blocks()
 
-    def _sent(self, prompt: Prompt) -> None:
+    def _sent(self, prompt: Reading) -> None:
         """All of its KV is where it is decoded: the blocks here are free."""
         assert prompt.to is not None
         self._journal.kv_ready[prompt.request] = self._clock.now
@@ -528,15 +538,12 @@ class Worker:
         most = self.spec.max_batched_tokens - decodes
         if self._tpot_s == NEVER or not self._prompts:
             return most
-        prompt, now = self._prompts[0], self._clock.now
-        left_s, alone_s = self._journal.due[prompt.request] - now, (prompt.tokens - prompt.done) * self._token_s
-        share = URGENT_TOO_SHORT if is_urgent(left_s, alone_s, self._tpot_s) else TOO_SHORT
-        within_s = min(self._slack_s(share), self._until_first_tokens_s())
-        fits = chunk_within(self.spec.latency, within_s, decodes, context, prompt.done, most)
-        if not fits and self._without >= STEPS_WITHOUT:
-            fits = min(LEAST_CHUNK, most)
-        self._without = 0 if fits else self._without + 1
-        return fits
+        head = self._prompts[0]
+        prompt = Prompt(head.tokens - head.done, head.done, self._journal.due[head.request] - self._clock.now)
+        return self._pacer.chunk(prompt, Batch(decodes, context), most, self._tpot_s, self._within_s)
+
+    def _within_s(self, share: float) -> float:
+        return min(self._slack_s(share), self._until_first_tokens_s())
 
     # Memory ------------------------------------------------------------------------------------------------------
     def _hold(self, blocks: int) -> None:
@@ -553,5 +560,25 @@ class Worker:
     def _see_blocks(self) -> None:
         used = self._used()
         self._room.free_blocks = max(0, self.spec.kv_blocks - used - sum(each.blocks for each in self._preempted))
+        self._room.growth_blocks = self._growth_blocks(used)
         if used > self._peak_blocks:
             self._peak_blocks = used
+
+    def _growth_blocks(self, used: int) -> int:
+        """As `admission.Capacity` reckons it; but while half of the blocks are free nothing is kept back."""
+        if not self.spec.admits_by_peak or 2 * used < self.spec.kv_blocks or not self._expectations.known:
+            return 0
+        coming = [self._journal.prompt[request] for request in self._parked]
+        coming += [prompt.tokens for prompt in (*self._prompts, *self._preempted) if prompt.to is None]
+        if self._peak is None:
+            more = self._expectations.lengths.remaining(0, 0.5)
+            self._peak = peak_tokens([*self._to_come(), *((tokens, more) for tokens in coming), (0, more)])
+        return growth_blocks(self._peak, self._context + sum(coming), self.spec.kv_blocks, self._block)
+
+    def _to_come(self) -> Iterator[tuple[int, int]]:
+        for each in self._joined:
+            if each.running:
+                made = self._journal.output[each.request] - (each.until - self._step)
+                if made >= each.expected:
+                    each.expected = self._expectations.tokens(each.share, made, self.longest)
+                yield each.context + self._step - each.since, max(0, each.expected - made)

@@ -4,6 +4,7 @@ Pure functions. What a peer may get wrong raises InvalidRequest naming the proto
 their ranges are `router/validate`'s business.
 """
 
+from splitserve.rpc.convert.cached import cache_news_from_proto, cache_news_to_proto
 from splitserve.rpc.convert.requests import (
     chunk_from_proto,
     chunk_to_proto,
@@ -21,6 +22,8 @@ from splitserve.rpc.convert.workers import (
     PROTOCOL_VERSION,
     delta_from_proto,
     delta_to_proto,
+    explanation_from_proto,
+    explanation_to_proto,
     fleet_status_from_proto,
     fleet_status_to_proto,
     job_from_proto,
@@ -43,10 +46,14 @@ from splitserve.rpc.convert.workers import (
 
 __all__ = [
     "PROTOCOL_VERSION",
+    "cache_news_from_proto",
+    "cache_news_to_proto",
     "chunk_from_proto",
     "chunk_to_proto",
     "delta_from_proto",
     "delta_to_proto",
+    "explanation_from_proto",
+    "explanation_to_proto",
     "fill_chunk",
     "fleet_status_from_proto",
     "fleet_status_to_proto",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from splitserve.core.errors import InvalidRequest
-from splitserve.core.fleet import FleetStatus, Health, WorkerStatus
+from splitserve.core.fleet import ClassStatus, Decision, Explanation, FleetStatus, Health, WorkerStatus
 from splitserve.core.worker import (
     DecodeJob,
     Delta,
@@ -238,13 +238,29 @@ def worker_status_from_proto(message: admin_pb2.WorkerStatus) -> WorkerStatus:
 
 def fleet_status_to_proto(status: FleetStatus) -> admin_pb2.FleetStatus:
     return same_fields_to(
-        admin_pb2.FleetStatus, status, workers=[worker_status_to_proto(worker) for worker in status.workers]
+        admin_pb2.FleetStatus,
+        status,
+        workers=[worker_status_to_proto(worker) for worker in status.workers],
+        classes=[same_fields_to(admin_pb2.ClassStatus, each) for each in status.classes],
     )
+
+
+def explanation_to_proto(explanation: Explanation) -> admin_pb2.Explanation:
+    decisions = [same_fields_to(admin_pb2.Decision, each) for each in explanation.decisions]
+    return same_fields_to(admin_pb2.Explanation, explanation, decisions=decisions)
+
+
+def explanation_from_proto(message: admin_pb2.Explanation) -> Explanation:
+    decisions = tuple(same_fields_from(Decision, each) for each in message.decisions)
+    return same_fields_from(Explanation, message, decisions=decisions)
 
 
 def fleet_status_from_proto(message: admin_pb2.FleetStatus) -> FleetStatus:
     return same_fields_from(
-        FleetStatus, message, workers=tuple(worker_status_from_proto(worker) for worker in message.workers)
+        FleetStatus,
+        message,
+        workers=tuple(worker_status_from_proto(worker) for worker in message.workers),
+        classes=tuple(same_fields_from(ClassStatus, each) for each in message.classes),
     )
 
 

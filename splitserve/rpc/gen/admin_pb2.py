@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from splitserve.rpc.gen import worker_pb2 as splitserve_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19splitserve/v1/admin.proto\x12\rsplitserve.v1\x1a\x1asplitserve/v1/worker.proto\"\x11\n\x0fGetFleetRequest\"\x93\x01\n\x0b\x46leetStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.splitserve.v1.WorkerStatus\x12\x18\n\x10waiting_requests\x18\x03 \x01(\x04\x12\x18\n\x10running_requests\x18\x04 \x01(\x04\x12\x13\n\x0brouter_uuid\x18\x05 \x01(\t\"\xf0\x01\n\x0cWorkerStatus\x12)\n\x06worker\x18\x01 \x01(\x0b\x32\x19.splitserve.v1.WorkerInfo\x12!\n\x04pool\x18\x02 \x01(\x0e\x32\x13.splitserve.v1.Pool\x12\x0e\n\x06health\x18\x03 \x01(\t\x12!\n\x04load\x18\x04 \x01(\x0b\x32\x13.splitserve.v1.Load\x12\x1f\n\x17seconds_since_heartbeat\x18\x05 \x01(\x01\x12\x1b\n\x13seconds_since_token\x18\x06 \x01(\x01\x12\x10\n\x08prefills\x18\x07 \x01(\x04\x12\x0f\n\x07\x64\x65\x63odes\x18\x08 \x01(\x04\"D\n\x0c\x44rainRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x16\n\ttimeout_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_timeout_s\"E\n\rDrainResponse\x12\x19\n\x11\x66inished_requests\x18\x01 \x01(\x04\x12\x19\n\x11migrated_requests\x18\x02 \x01(\x04\"Z\n\x0eMigrateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x16\n\ttimeout_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_timeout_s\"J\n\x0fMigrateResponse\x12\x13\n\x0b\x66rom_worker\x18\x01 \x01(\t\x12\x11\n\tto_worker\x18\x02 \x01(\t\x12\x0f\n\x07stall_s\x18\x03 \x01(\x01\"I\n\x14SetWorkerPoolRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12!\n\x04pool\x18\x02 \x01(\x0e\x32\x13.splitserve.v1.Pool2\xb0\x02\n\x05\x41\x64min\x12\x46\n\x08GetFleet\x12\x1e.splitserve.v1.GetFleetRequest\x1a\x1a.splitserve.v1.FleetStatus\x12\x42\n\x05\x44rain\x12\x1b.splitserve.v1.DrainRequest\x1a\x1c.splitserve.v1.DrainResponse\x12H\n\x07Migrate\x12\x1d.splitserve.v1.MigrateRequest\x1a\x1e.splitserve.v1.MigrateResponse\x12Q\n\rSetWorkerPool\x12#.splitserve.v1.SetWorkerPoolRequest\x1a\x1b.splitserve.v1.WorkerStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19splitserve/v1/admin.proto\x12\rsplitserve.v1\x1a\x1asplitserve/v1/worker.proto\"\x11\n\x0fGetFleetRequest\"\xc0\x01\n\x0b\x46leetStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.splitserve.v1.WorkerStatus\x12\x18\n\x10waiting_requests\x18\x03 \x01(\x04\x12\x18\n\x10running_requests\x18\x04 \x01(\x04\x12\x13\n\x0brouter_uuid\x18\x05 \x01(\t\x12+\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x1a.splitserve.v1.ClassStatus\"\x99\x01\n\x0b\x43lassStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06ttft_s\x18\x02 \x01(\x01\x12\x18\n\x10ttft_per_token_s\x18\x03 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x04 \x01(\x01\x12\x11\n\titl_p99_s\x18\x05 \x01(\x01\x12\r\n\x05\x65nded\x18\x06 \x01(\x04\x12\x0b\n\x03met\x18\x07 \x01(\x04\x12\x13\n\x0bgoodput_rps\x18\x08 \x01(\x01\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x86\x02\n\x0b\x45xplanation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tslo_class\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12\x15\n\routput_tokens\x18\x05 \x01(\x04\x12\x0f\n\x07since_s\x18\x06 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x07 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x08 \x01(\x01\x12\x11\n\titl_p99_s\x18\t \x01(\x01\x12\r\n\x05place\x18\n \x01(\x04\x12\x11\n\twaits_for\x18\x0b \x01(\t\x12*\n\tdecisions\x18\x0c \x03(\x0b\x32\x17.splitserve.v1.Decision\"\xe4\x01\n\x08\x44\x65\x63ision\x12\x15\n\rdecode_worker\x18\x01 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x02 \x01(\t\x12\r\n\x05moved\x18\x03 \x01(\x08\x12\x11\n\tpredicted\x18\x04 \x01(\x08\x12\x10\n\x08waited_s\x18\x05 \x01(\x01\x12\x0e\n\x06\x62\x65hind\x18\x06 \x01(\x04\x12\x0e\n\x06left_s\x18\x07 \x01(\x01\x12\x0e\n\x06read_s\x18\x08 \x01(\x01\x12\x0e\n\x06ttft_s\x18\t \x01(\x01\x12\x15\n\rfirst_token_s\x18\n \x01(\x01\x12\x0f\n\x07since_s\x18\x0b \x01(\x01\x12\r\n\x05\x65nded\x18\x0c \x01(\t\"\xf0\x01\n\x0cWorkerStatus\x12)\n\x06worker\x18\x01 \x01(\x0b\x32\x19.splitserve.v1.WorkerInfo\x12!\n\x04pool\x18\x02 \x01(\x0e\x32\x13.splitserve.v1.Pool\x12\x0e\n\x06health\x18\x03 \x01(\t\x12!\n\x04load\x18\x04 \x01(\x0b\x32\x13.splitserve.v1.Load\x12\x1f\n\x17seconds_since_heartbeat\x18\x05 \x01(\x01\x12\x1b\n\x13seconds_since_token\x18\x06 \x01(\x01\x12\x10\n\x08prefills\x18\x07 \x01(\x04\x12\x0f\n\x07\x64\x65\x63odes\x18\x08 \x01(\x04\"D\n\x0c\x44rainRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x16\n\ttimeout_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_timeout_s\"E\n\rDrainResponse\x12\x19\n\x11\x66inished_requests\x18\x01 \x01(\x04\x12\x19\n\x11migrated_requests\x18\x02 \x01(\x04\"Z\n\x0eMigrateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x16\n\ttimeout_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_timeout_s\"J\n\x0fMigrateResponse\x12\x13\n\x0b\x66rom_worker\x18\x01 \x01(\t\x12\x11\n\tto_worker\x18\x02 \x01(\t\x12\x0f\n\x07stall_s\x18\x03 \x01(\x01\"I\n\x14SetWorkerPoolRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12!\n\x04pool\x18\x02 \x01(\x0e\x32\x13.splitserve.v1.Pool2\xf6\x02\n\x05\x41\x64min\x12\x46\n\x08GetFleet\x12\x1e.splitserve.v1.GetFleetRequest\x1a\x1a.splitserve.v1.FleetStatus\x12\x44\n\x07\x45xplain\x12\x1d.splitserve.v1.ExplainRequest\x1a\x1a.splitserve.v1.Explanation\x12\x42\n\x05\x44rain\x12\x1b.splitserve.v1.DrainRequest\x1a\x1c.splitserve.v1.DrainResponse\x12H\n\x07Migrate\x12\x1d.splitserve.v1.MigrateRequest\x1a\x1e.splitserve.v1.MigrateResponse\x12Q\n\rSetWorkerPool\x12#.splitserve.v1.SetWorkerPoolRequest\x1a\x1b.splitserve.v1.WorkerStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,19 +35,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETFLEETREQUEST']._serialized_start=72
   _globals['_GETFLEETREQUEST']._serialized_end=89
   _globals['_FLEETSTATUS']._serialized_start=92
-  _globals['_FLEETSTATUS']._serialized_end=239
-  _globals['_WORKERSTATUS']._serialized_start=242
-  _globals['_WORKERSTATUS']._serialized_end=482
-  _globals['_DRAINREQUEST']._serialized_start=484
-  _globals['_DRAINREQUEST']._serialized_end=552
-  _globals['_DRAINRESPONSE']._serialized_start=554
-  _globals['_DRAINRESPONSE']._serialized_end=623
-  _globals['_MIGRATEREQUEST']._serialized_start=625
-  _globals['_MIGRATEREQUEST']._serialized_end=715
-  _globals['_MIGRATERESPONSE']._serialized_start=717
-  _globals['_MIGRATERESPONSE']._serialized_end=791
-  _globals['_SETWORKERPOOLREQUEST']._serialized_start=793
-  _globals['_SETWORKERPOOLREQUEST']._serialized_end=866
-  _globals['_ADMIN']._serialized_start=869
-  _globals['_ADMIN']._serialized_end=1173
+  _globals['_FLEETSTATUS']._serialized_end=284
+  _globals['_CLASSSTATUS']._serialized_start=287
+  _globals['_CLASSSTATUS']._serialized_end=440
+  _globals['_EXPLAINREQUEST']._serialized_start=442
+  _globals['_EXPLAINREQUEST']._serialized_end=478
+  _globals['_EXPLANATION']._serialized_start=481
+  _globals['_EXPLANATION']._serialized_end=743
+  _globals['_DECISION']._serialized_start=746
+  _globals['_DECISION']._serialized_end=974
+  _globals['_WORKERSTATUS']._serialized_start=977
+  _globals['_WORKERSTATUS']._serialized_end=1217
+  _globals['_DRAINREQUEST']._serialized_start=1219
+  _globals['_DRAINREQUEST']._serialized_end=1287
+  _globals['_DRAINRESPONSE']._serialized_start=1289
+  _globals['_DRAINRESPONSE']._serialized_end=1358
+  _globals['_MIGRATEREQUEST']._serialized_start=1360
+  _globals['_MIGRATEREQUEST']._serialized_end=1450
+  _globals['_MIGRATERESPONSE']._serialized_start=1452
+  _globals['_MIGRATERESPONSE']._serialized_end=1526
+  _globals['_SETWORKERPOOLREQUEST']._serialized_start=1528
+  _globals['_SETWORKERPOOLREQUEST']._serialized_end=1601
+  _globals['_ADMIN']._serialized_start=1604
+  _globals['_ADMIN']._serialized_end=1978
 # @@protoc_insertion_point(module_scope)

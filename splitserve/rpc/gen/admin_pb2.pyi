@@ -12,18 +12,102 @@ class GetFleetRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class FleetStatus(_message.Message):
-    __slots__ = ("model", "workers", "waiting_requests", "running_requests", "router_uuid")
+    __slots__ = ("model", "workers", "waiting_requests", "running_requests", "router_uuid", "classes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     ROUTER_UUID_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
     model: str
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     waiting_requests: int
     running_requests: int
     router_uuid: str
-    def __init__(self, model: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., waiting_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., router_uuid: _Optional[str] = ...) -> None: ...
+    classes: _containers.RepeatedCompositeFieldContainer[ClassStatus]
+    def __init__(self, model: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., waiting_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., router_uuid: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[ClassStatus, _Mapping]]] = ...) -> None: ...
+
+class ClassStatus(_message.Message):
+    __slots__ = ("name", "ttft_s", "ttft_per_token_s", "tpot_s", "itl_p99_s", "ended", "met", "goodput_rps")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    TTFT_PER_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    ITL_P99_S_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    MET_FIELD_NUMBER: _ClassVar[int]
+    GOODPUT_RPS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    ttft_s: float
+    ttft_per_token_s: float
+    tpot_s: float
+    itl_p99_s: float
+    ended: int
+    met: int
+    goodput_rps: float
+    def __init__(self, name: _Optional[str] = ..., ttft_s: _Optional[float] = ..., ttft_per_token_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., itl_p99_s: _Optional[float] = ..., ended: _Optional[int] = ..., met: _Optional[int] = ..., goodput_rps: _Optional[float] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("request_id", "slo_class", "priority", "prompt_tokens", "output_tokens", "since_s", "ttft_s", "tpot_s", "itl_p99_s", "place", "waits_for", "decisions")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SINCE_S_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    ITL_P99_S_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    slo_class: str
+    priority: int
+    prompt_tokens: int
+    output_tokens: int
+    since_s: float
+    ttft_s: float
+    tpot_s: float
+    itl_p99_s: float
+    place: int
+    waits_for: str
+    decisions: _containers.RepeatedCompositeFieldContainer[Decision]
+    def __init__(self, request_id: _Optional[str] = ..., slo_class: _Optional[str] = ..., priority: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., since_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., itl_p99_s: _Optional[float] = ..., place: _Optional[int] = ..., waits_for: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ...) -> None: ...
+
+class Decision(_message.Message):
+    __slots__ = ("decode_worker", "prefill_worker", "moved", "predicted", "waited_s", "behind", "left_s", "read_s", "ttft_s", "first_token_s", "since_s", "ended")
+    DECODE_WORKER_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_WORKER_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
+    LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    READ_S_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    SINCE_S_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    decode_worker: str
+    prefill_worker: str
+    moved: bool
+    predicted: bool
+    waited_s: float
+    behind: int
+    left_s: float
+    read_s: float
+    ttft_s: float
+    first_token_s: float
+    since_s: float
+    ended: str
+    def __init__(self, decode_worker: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., moved: _Optional[bool] = ..., predicted: _Optional[bool] = ..., waited_s: _Optional[float] = ..., behind: _Optional[int] = ..., left_s: _Optional[float] = ..., read_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., since_s: _Optional[float] = ..., ended: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker", "pool", "health", "load", "seconds_since_heartbeat", "seconds_since_token", "prefills", "decodes")

@@ -39,6 +39,11 @@ class AdminStub:
                 request_serializer=splitserve_dot_v1_dot_admin__pb2.GetFleetRequest.SerializeToString,
                 response_deserializer=splitserve_dot_v1_dot_admin__pb2.FleetStatus.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/splitserve.v1.Admin/Explain',
+                request_serializer=splitserve_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=splitserve_dot_v1_dot_admin__pb2.Explanation.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/splitserve.v1.Admin/Drain',
                 request_serializer=splitserve_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
@@ -61,6 +66,13 @@ class AdminServicer:
 
     def GetFleet(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Why a request that waits or runs has the workers that it has. INVALID_ARGUMENT for one that does neither.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -95,6 +107,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetFleet,
                     request_deserializer=splitserve_dot_v1_dot_admin__pb2.GetFleetRequest.FromString,
                     response_serializer=splitserve_dot_v1_dot_admin__pb2.FleetStatus.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=splitserve_dot_v1_dot_admin__pb2.ExplainRequest.FromString,
+                    response_serializer=splitserve_dot_v1_dot_admin__pb2.Explanation.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -139,6 +156,33 @@ class Admin:
             '/splitserve.v1.Admin/GetFleet',
             splitserve_dot_v1_dot_admin__pb2.GetFleetRequest.SerializeToString,
             splitserve_dot_v1_dot_admin__pb2.FleetStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitserve.v1.Admin/Explain',
+            splitserve_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+            splitserve_dot_v1_dot_admin__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,14 +35,16 @@ FAILURE_ENGINE: Failure
 FAILURE_MIGRATED: Failure
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("join", "deltas", "load")
+    __slots__ = ("join", "deltas", "load", "cache_news")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     DELTAS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    CACHE_NEWS_FIELD_NUMBER: _ClassVar[int]
     join: Join
     deltas: _containers.RepeatedCompositeFieldContainer[Delta]
     load: Load
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., deltas: _Optional[_Iterable[_Union[Delta, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
+    cache_news: _containers.RepeatedCompositeFieldContainer[CacheNews]
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., deltas: _Optional[_Iterable[_Union[Delta, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., cache_news: _Optional[_Iterable[_Union[CacheNews, _Mapping]]] = ...) -> None: ...
 
 class RouterMessage(_message.Message):
     __slots__ = ("welcome", "job", "cancel", "peers", "set_pool", "drain", "hand_over")
@@ -185,7 +187,7 @@ class KvPart(_message.Message):
     def __init__(self, first_layer: _Optional[int] = ..., layers: _Optional[int] = ..., first_head: _Optional[int] = ..., heads: _Optional[int] = ..., tensor_rank: _Optional[int] = ..., replica: _Optional[int] = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("seen_jobs", "free_blocks", "free_sequences", "prefill_tokens", "prefill_token_limit", "parked_limit_blocks", "running", "quarantined_blocks", "pinned_blocks", "pool", "draining", "produced_tokens", "routers", "tpot_s", "slack_s", "slowdown")
+    __slots__ = ("seen_jobs", "free_blocks", "free_sequences", "prefill_tokens", "prefill_token_limit", "parked_limit_blocks", "running", "quarantined_blocks", "pinned_blocks", "pool", "draining", "produced_tokens", "routers", "tpot_s", "slack_s", "slowdown", "growth_blocks")
     SEEN_JOBS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FREE_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +204,7 @@ class Load(_message.Message):
     TPOT_S_FIELD_NUMBER: _ClassVar[int]
     SLACK_S_FIELD_NUMBER: _ClassVar[int]
     SLOWDOWN_FIELD_NUMBER: _ClassVar[int]
+    GROWTH_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     seen_jobs: int
     free_blocks: int
     free_sequences: int
@@ -218,7 +221,56 @@ class Load(_message.Message):
     tpot_s: float
     slack_s: float
     slowdown: float
-    def __init__(self, seen_jobs: _Optional[int] = ..., free_blocks: _Optional[int] = ..., free_sequences: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., prefill_token_limit: _Optional[int] = ..., parked_limit_blocks: _Optional[int] = ..., running: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., draining: _Optional[bool] = ..., produced_tokens: _Optional[int] = ..., routers: _Optional[int] = ..., tpot_s: _Optional[float] = ..., slack_s: _Optional[float] = ..., slowdown: _Optional[float] = ...) -> None: ...
+    growth_blocks: int
+    def __init__(self, seen_jobs: _Optional[int] = ..., free_blocks: _Optional[int] = ..., free_sequences: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., prefill_token_limit: _Optional[int] = ..., parked_limit_blocks: _Optional[int] = ..., running: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., pool: _Optional[_Union[Pool, str]] = ..., draining: _Optional[bool] = ..., produced_tokens: _Optional[int] = ..., routers: _Optional[int] = ..., tpot_s: _Optional[float] = ..., slack_s: _Optional[float] = ..., slowdown: _Optional[float] = ..., growth_blocks: _Optional[int] = ...) -> None: ...
+
+class CacheNews(_message.Message):
+    __slots__ = ("number", "events")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    events: _containers.RepeatedCompositeFieldContainer[CacheEvent]
+    def __init__(self, number: _Optional[int] = ..., events: _Optional[_Iterable[_Union[CacheEvent, _Mapping]]] = ...) -> None: ...
+
+class CacheEvent(_message.Message):
+    __slots__ = ("stored", "removed", "cleared")
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    CLEARED_FIELD_NUMBER: _ClassVar[int]
+    stored: BlocksStored
+    removed: BlocksRemoved
+    cleared: BlocksCleared
+    def __init__(self, stored: _Optional[_Union[BlocksStored, _Mapping]] = ..., removed: _Optional[_Union[BlocksRemoved, _Mapping]] = ..., cleared: _Optional[_Union[BlocksCleared, _Mapping]] = ...) -> None: ...
+
+class BlocksStored(_message.Message):
+    __slots__ = ("hashes", "parent", "tokens", "block_size", "extras")
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    EXTRAS_FIELD_NUMBER: _ClassVar[int]
+    hashes: _containers.RepeatedScalarFieldContainer[int]
+    parent: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    block_size: int
+    extras: _containers.RepeatedCompositeFieldContainer[BlockKeys]
+    def __init__(self, hashes: _Optional[_Iterable[int]] = ..., parent: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., extras: _Optional[_Iterable[_Union[BlockKeys, _Mapping]]] = ...) -> None: ...
+
+class BlockKeys(_message.Message):
+    __slots__ = ("keys",)
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, keys: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BlocksRemoved(_message.Message):
+    __slots__ = ("hashes",)
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    hashes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, hashes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class BlocksCleared(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("router_uuid", "heartbeat_interval_s")

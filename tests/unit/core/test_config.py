@@ -9,6 +9,7 @@ from splitserve.core.config import (
     RouterConfig,
     Settings,
     SimSettings,
+    SloClass,
     VllmSettings,
     WorkerConfig,
     load,
@@ -36,6 +37,20 @@ def write(directory: Path, text: str) -> Path:
         (RouterConfig, "listen: localhost", "listen", "host:port"),
         (RouterConfig, "listen: localhost:70000", "listen", "^the port must be at most 65535"),
         (RouterConfig, "max_attempts: 0", "max_attempts", "greater than or equal to 1"),
+        (RouterConfig, "slo_classes: {x: {ttft_per_token_s: 0.1}}", "slo_classes.x", "ttft_s: say that too"),
+        (RouterConfig, "slo_classes: {x: {late: refuse}}", "slo_classes.x", "ttft_s: say that too"),
+        (RouterConfig, "slo_classes: {x: {ttft: 1}}", "slo_classes.x.ttft", "unknown key"),
+        (RouterConfig, "slo_classes: {x: {tpot_s: -1}}", "slo_classes.x.tpot_s", "greater than 0"),
+        (RouterConfig, "slo_classes: {x: {itl_p99_s: .inf}}", "slo_classes.x.itl_p99_s", "finite"),
+        (
+            RouterConfig,
+            "slo_classes: {x: {ttft_s: 1, ttft_per_token_s: .inf}}",
+            "slo_classes.x.ttft_per_token_s",
+            "finite",
+        ),
+        (RouterConfig, "slo_classes: {x: {priority: 5000}}", "slo_classes.x.priority", "less than or equal to 1000"),
+        (RouterConfig, "slo_classes: {x: {late: drop}}", "slo_classes.x.late", "'queue' or 'refuse'"),
+        (ClusterConfig, "router: {slo_classes: {x: {ttfts: 1}}}", "router.slo_classes.x.ttfts", "unknown key"),
         (WorkerConfig, "pool: middle", "pool", "'prefill' or 'decode'"),
         (WorkerConfig, "{}", "pool", "required"),
         (WorkerConfig, "{pool: decode, routers: []}", "routers", "at least 1"),
@@ -112,6 +127,19 @@ def test_everything_binds_loopback_unless_told_otherwise() -> None:
     worker = WorkerConfig(pool=Pool.DECODE)
     bound = [RouterConfig().listen, RouterConfig().metrics, worker.kv_transfer.host, *worker.routers]
     assert all(str(address).startswith("127.0.0.1") for address in bound)
+
+
+def test_the_usual_slo_classes_are_there_unless_they_are_defined_anew(tmp_path: Path) -> None:
+    said = load(RouterConfig, write(tmp_path, "slo_classes: {standard: {ttft_s: 2.0}, own: {tpot_s: 0.1}}")).slo_classes
+    assert list(said) == ["interactive", "standard", "batch", "own"]
+    assert said["interactive"] == RouterConfig().slo_classes["interactive"]
+    assert said["standard"] == SloClass(ttft_s=2.0)
+    replaced = parse(RouterConfig, {"slo_classes": {"interactive": {"ttft_s": 0.5}}}, "test").slo_classes
+    assert replaced["interactive"] == SloClass(ttft_s=0.5), "nothing is left of what it was"
+
+
+def test_a_request_that_says_no_class_has_no_objectives_unless_someone_says_so() -> None:
+    assert RouterConfig().slo_classes["standard"] == SloClass()
 
 
 def test_settings_survive_being_written_as_yaml() -> None:

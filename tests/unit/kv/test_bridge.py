@@ -6,8 +6,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from splitserve.core.worker import KvCounts, TransferStats
-from splitserve.kv.bridge import AdapterEnd, ConnectorEnd, Ended, FromConnector, Held
+from splitserve.core.worker import KvCounts, Pace, TransferStats
+from splitserve.kv.bridge import AdapterEnd, ConnectorEnd, Ended, FromConnector, Held, Paced
 from splitserve.kv.ticket import Counters
 
 TIMEOUT_S = 20.0
@@ -38,6 +38,14 @@ def test_what_a_rank_has_counted_arrives_as_it_was(adapter: Adapter) -> None:
     half.tell(Ended(1, "t", 2, True, STATS, "lease", "nobody claimed it"))
     assert adapter.next() == Held(1, 7, 8, 512, KvCounts(4096, 4, 3, 2, 1, {"progress for no claim": 5}))
     assert adapter.next() == Ended(1, "t", 2, True, STATS, "lease", "nobody claimed it")
+    half.close()
+
+
+@pytest.mark.parametrize("pace", [Pace(), Pace(0.02, -0.125, 1.5)])
+def test_how_decodes_stand_arrives_as_it_was_also_where_there_is_no_objective(adapter: Adapter, pace: Pace) -> None:
+    half = ConnectorEnd(adapter.end.address, lambda message: None)
+    half.tell(Paced(pace))
+    assert adapter.next() == Paced(pace)
     half.close()
 
 

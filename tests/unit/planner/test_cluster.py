@@ -1,11 +1,15 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
-from splitserve.core.config import ClusterConfig, parse
+from splitserve.core.config import DEFAULT_CLASS, ClusterConfig, parse
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import Pool
+from splitserve.latency.profile import Profile
 from splitserve.planner.cluster import cluster, cluster_yaml
 from splitserve.planner.deployment import Role
+from splitserve.planner.plan import Plan
 from tests.unit.planner.fixtures.results import INPUTS, judged, plan, pool, with_best
 
 
@@ -45,3 +49,26 @@ def test_two_pools_of_one_role_are_for_the_chart() -> None:
     two = with_best(judged(pool(Role.PREFILL, 4), pool(Role.PREFILL, 2), pool(Role.DECODE, 2), goodput=3.0))
     with pytest.raises(ConfigError, match=r"two pools have one role"):
         cluster(plan(found=two))
+
+
+def test_the_router_is_told_the_objectives_that_were_planned_for() -> None:
+    told = cluster(plan()).router.slo_classes[DEFAULT_CLASS]
+    assert (told.ttft_s, told.tpot_s) == (0.4, 0.1)
+
+
+def with_profile(file: Path) -> Plan:
+    return plan().model_copy(update={"inputs": INPUTS.model_copy(update={"profile": file})})
+
+
+def test_a_profile_goes_to_the_workers_that_it_was_measured_of(tmp_path: Path) -> None:
+    """Of four ranks like the prefill workers; a decode worker has other steps."""
+    file = tmp_path / "profile.json"
+    Profile("opt-66b", "a100-80g", "vllm", tp=4).write(file)
+    pools = cluster(with_profile(file)).pools
+    assert pools[Pool.PREFILL].engine["profile"] == str(file)
+    assert "profile" not in pools[Pool.DECODE].engine
+
+
+def test_a_profile_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"profile\.json"):
+        cluster(with_profile(tmp_path / "profile.json"))

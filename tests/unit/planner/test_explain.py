@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from splitserve.planner.deployment import Role
@@ -5,6 +7,7 @@ from splitserve.planner.explain import Section, answer, explain, why_lost
 from splitserve.planner.inputs import Inputs
 from splitserve.planner.plan import Candidate
 from splitserve.planner.question import Objective
+from splitserve.planner.result import Interval
 from tests.unit.planner.fixtures.results import INPUTS, judged, plan, pool, result, with_best
 
 
@@ -105,3 +108,10 @@ def test_what_binds_is_told_with_use() -> None:
     assert "Above 3.2 requests/s TTFT breaks first" in said
     assert "Prefill: 1 worker, 70% busy" in said
     assert "The busiest link, worker 0, NVLink" in said
+
+
+def test_the_answer_says_what_a_router_that_heeds_objectives_gains() -> None:
+    """3.2 requests/s by pools."""
+    assert "slo_classes" not in answer(plan())
+    found = replace(result(), adaptive_rps=Interval(4.0, 3.9, 4.1))
+    assert "4 requests/s (3.9 to 4.1), 1.25 times as much" in answer(plan(found=found))

@@ -9,7 +9,7 @@ from splitserve.cli.build import read_model
 from splitserve.core.config import KvTransferSettings, SimSettings
 from splitserve.core.errors import EngineError
 from splitserve.engine.sim import SimEngine
-from splitserve.latency.model import PrefillChunk, Step
+from splitserve.latency.model import PrefillChunk, Provenance, Step, Trust
 from splitserve.planner.measure import Instrument, Point, grid
 
 MODEL = read_model("demo", "")
@@ -19,12 +19,20 @@ SETTINGS = SimSettings(total_blocks=256, block_size=16, max_model_len=1024, max_
 class Recorded:
     """A latency model that takes a moment for each step and remembers it."""
 
+    stages = 1
+
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
     def step_s(self, step: Step) -> float:
         self.steps.append(step)
         return 0.0005 if step.decodes or step.prefills else 0.0
+
+    def stage_s(self, step: Step) -> float:
+        return self.step_s(step)
+
+    def provenance(self, step: Step) -> Provenance:
+        return Provenance(Trust.ANALYTIC, "a test's")
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from splitserve.core.worker import (
     WorkerInfo,
 )
 from splitserve.router import choices
+from splitserve.router.classes import SloClasses
 from splitserve.router.journey import Journey, Surroundings, Terms
 from splitserve.router.membership import Attachment, Membership
 from splitserve.router.move import Move
@@ -190,6 +191,7 @@ class Stage:
         self.membership = Membership("model", self.fleet, self.waiting.pump)
         self.registry = CollectorRegistry()
         self.metrics = RouterMetrics(self.registry)
+        self.classes = SloClasses(self.config.slo_classes)
         self.text = Text(self.model.path)
         self.workers: list[ScriptedWorker] = []
         self.chunks: list[Chunk] = []
@@ -221,6 +223,7 @@ class Stage:
         output: Sequence[int] = (),
         lora: str = "",
         cache_salt: str = "",
+        slo_class: str = "standard",
         **sampling: object,
     ) -> "asyncio.Task[Chunk]":
         """Sends a request; the task is its call."""
@@ -234,8 +237,11 @@ class Stage:
             deadline_s=deadline_s,
             inter_token_deadline_s=inter_token_deadline_s,
             priority=priority,
+            slo_class=slo_class,
         )
-        around = Surroundings(self.config, self.model, self.text, self.membership, self.waiting, self.metrics)
+        around = Surroundings(
+            self.config, self.model, self.text, self.membership, self.waiting, self.metrics, self.classes
+        )
         within_s = min(deadline_s or self.config.deadline_s, self.config.deadline_s)
         terms, sink = Terms(Deadline.after(within_s), self.charged.append), self.sink or Awaited(self._send)
         if request.sampling.n > 1:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 from prometheus_client import CollectorRegistry
 
+from splitserve.core.fleet import Explanation
 from splitserve.router import evacuation
 from splitserve.router.evacuation import AT_ONCE, Evacuation
 from splitserve.router.move import Move, Moved
@@ -29,6 +30,9 @@ class Passenger:
         self.orders.append(move)
         if self._answer is not None:
             self._answer(move)
+
+    def explain(self) -> Explanation:
+        raise AssertionError("an evacuation has no use for it")
 
 
 class Ferry:

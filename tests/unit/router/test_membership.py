@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from splitserve.core.cached import CacheNews, Removed, Stored
 from splitserve.core.errors import UnknownWorker
 from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.worker import DecodeJob, Delta, Failure, Outcome, Pool, PrefillJob, Ticket
@@ -209,3 +210,29 @@ async def test_prefill_and_decode_jobs_of_one_attempt_share_a_mailbox(office: Of
     office.membership.send(D0.uuid, prefill, mailbox)
     office.membership.leave(D0.uuid, "gone")
     assert {event.job_id for event in await mailbox.take()} == {JOB.job_id, prefill.job_id}
+
+
+async def test_what_workers_have_cached_is_known_of_those_that_are_here(office: Office) -> None:
+    tokens, size = tuple(range(5 * D0.kv.block_size)), D0.kv.block_size
+    for worker, blocks in ((D0, 2), (D1, 3)):
+        office.membership.join(worker)
+        stored = Stored(tuple(range(blocks)), None, tokens[: blocks * size], size)
+        office.membership.cached(worker.uuid, CacheNews(0, (stored,)))
+    assert office.membership.cached_tokens(tokens, "", "") == {D0.uuid: 2 * size, D1.uuid: 3 * size}
+    assert office.membership.cached_tokens(tokens, "", "salt") == {}
+    office.membership.cached(D1.uuid, CacheNews(1, (Removed((1,)),)))
+    assert list(office.membership.cached_tokens(tokens, "", "").items()) == [(D1.uuid, size), (D0.uuid, 2 * size)]
+    office.membership.leave(D0.uuid, "it left")
+    office.membership.cached(D0.uuid, CacheNews(1, ()))
+    assert office.membership.cached_tokens(tokens, "", "") == {D1.uuid: size}
+
+
+async def test_of_a_worker_whose_news_were_lost_only_what_came_later_is_known(office: Office) -> None:
+    office.membership.join(D0)
+    size = D0.kv.block_size
+    one, other = tuple(range(2 * size)), tuple(range(size, 4 * size))
+    office.membership.cached(D0.uuid, CacheNews(4, (Stored((1,), None, one[:size], size),)))
+    assert office.membership.cached_tokens(one, "", "") == {D0.uuid: size}
+    office.membership.cached(D0.uuid, CacheNews(6, (Stored((2,), None, other[:size], size),)))
+    assert office.membership.cached_tokens(one, "", "") == {}
+    assert office.membership.cached_tokens(other, "", "") == {D0.uuid: size}

@@ -1,6 +1,9 @@
 """What the timings of a request mean."""
 
+import pytest
+
 from splitserve.core.request import FinishReason
+from splitserve.core.slo import Timeline
 from splitserve.core.worker import KvMode, Outcome, Pool, TransferStats
 from splitserve.router.timing import Stopwatch
 from splitserve.router.waiting import Binding
@@ -85,3 +88,42 @@ def test_a_resumed_request_keeps_the_phases_of_its_first_token() -> None:
     timings = watch.timings(output_tokens=2)
     assert (timings.queue_s, timings.prefill_s, timings.ttft_s, timings.tpot_s) == (1.0, 1.0, 3.0, 8.0)
     assert (timings.decode_worker, timings.kv_bytes) == ("d1", 2000)
+
+
+def watched(*times: float) -> Stopwatch:
+    watch = Stopwatch(arrived_at=0.0, watch_gaps=True)
+    for time in times:
+        watch.tokens(time)
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("times", "output_tokens", "gap_s"),
+    [
+        ((), 0, 0.0),
+        ((1.0,), 1, 0.0),
+        ((1.0,), 5, 0.0),  # all of them at once
+        ((1.0, 1.5), 2, 0.5),
+        ((1.0, 1.5, 4.0), 3, 2.5),
+        ((1.0, 4.0, 4.5), 40, 3.0),  # of 39 gaps, 37 of them 0, the longest
+        ((1.0, 4.0, 4.5), 101, 0.5),  # of 100 gaps the 99th
+        ((1.0, 4.0, 4.5), 201, 0.0),  # of 200 the 198th
+    ],
+)
+def test_the_99th_percentile_of_gaps_counts_those_between_tokens_that_came_together(
+    times: tuple[float, ...], output_tokens: int, gap_s: float
+) -> None:
+    assert watched(*times).gaps_p99_s(output_tokens) == gap_s
+
+
+def test_it_is_what_the_slo_module_says_of_the_same_tokens() -> None:
+    came = [(1.0, 3), (1.25, 1), (1.5, 2), (4.0, 1), (4.5, 4)]  # when, and how many
+    tokens = [time for time, count in came for _ in range(count)]
+    assert watched(*[time for time, _ in came]).gaps_p99_s(len(tokens)) == Timeline(0.0, tuple(tokens)).itl_p99_s
+
+
+def test_gaps_are_kept_only_where_someone_asks_for_them() -> None:
+    watch = Stopwatch(arrived_at=0.0)
+    for time in range(100):
+        watch.tokens(float(time))
+    assert watch.gaps_p99_s(100) == 0.0

@@ -8,69 +8,21 @@ from random import Random
 import pytest
 
 from splitserve.core.errors import Overloaded, Unavailable
-from splitserve.core.worker import Load, Pool, WorkerInfo
-from splitserve.router.waiting import Ask, Binding, WaitingRequests
-from splitserve.routing.fleet import Candidate, Fleet
+from splitserve.core.worker import Pool
+from splitserve.routing.candidate import Candidate
 from splitserve.routing.route import Need
-from tests.unit.router.scripted import WITHIN_S, load_of, worker_info
+from tests.unit.router.room import Room, settled
+from tests.unit.router.scripted import worker_info
 
 DECODE = worker_info("d0", Pool.DECODE)
 SPARE = worker_info("d1", Pool.DECODE)
 
 
-class Room:
-    """A fleet whose workers grant what a test says, and who got in, in order."""
-
-    def __init__(self, limit: int = 100) -> None:
-        self.now = 0.0
-        self.fleet = Fleet(silent_after_s=60.0)
-        self.waiting = WaitingRequests(self.fleet, limit, lambda: self.now)
-        self.bound: list[str] = []
-        self.tasks: list[asyncio.Task[Binding]] = []
-        self._leave = asyncio.Event()
-
-    def grant(self, info: WorkerInfo, **changes: object) -> None:
-        if info.uuid not in self.fleet:
-            self.fleet.join(info, self.now)
-        load: Load = load_of(info, **changes)
-        self.fleet.report(info.uuid, load, self.now)
-        self.waiting.pump()
-
-    async def ask(self, name: str, priority: int = 0, arrived_at: float = 0.0, **others: object) -> None:
-        ask = Ask(Need(40), name, priority, arrived_at)
-        self.tasks.append(asyncio.create_task(self._hold(replace(ask, **others))))  # type: ignore[arg-type]
-        await asyncio.sleep(0)
-
-    async def ended(self, place: int = -1) -> Binding:
-        async with asyncio.timeout(WITHIN_S):
-            return await self.tasks[place]
-
-    async def leave(self) -> None:
-        """Everybody who is bound goes."""
-        self._leave.set()
-        await asyncio.sleep(0)
-
-    async def _hold(self, ask: Ask) -> Binding:
-        async with self.waiting.bound(ask) as binding:
-            self.bound.append(ask.job_prefix)
-            await self._leave.wait()
-            return binding
-
-
 @pytest.fixture
 async def room() -> AsyncIterator[Room]:
-    room = Room()
-    room.grant(DECODE, free_sequences=0)
-    yield room
-    for task in room.tasks:
-        task.cancel()
-    await asyncio.gather(*room.tasks, return_exceptions=True)
-
-
-async def settled() -> None:
-    """Lets every task that can run do so."""
-    for _ in range(5):
-        await asyncio.sleep(0)
+    async with Room.open() as room:
+        room.grant(DECODE, free_sequences=0)
+        yield room
 
 
 async def test_requests_go_by_priority_and_then_by_arrival(room: Room) -> None:
@@ -230,23 +182,41 @@ async def test_a_full_queue_refuses_new_requests_but_not_those_that_were_served_
     await asyncio.gather(*room.tasks, return_exceptions=True)
 
 
-async def test_a_slower_queue_asks_for_a_longer_pause() -> None:
-    pauses = []
-    for gap_s in (0.1, 5.0):
-        room = Room(limit=20)
-        room.grant(DECODE)
-        for place in range(40):
-            room.now += gap_s
-            await room.ask(f"served-{place}")
-            room.tasks[-1].cancel()
-            await settled()
-        room.grant(DECODE, free_sequences=0)
+@pytest.mark.parametrize(("gap_s", "pause_s"), [(0.1, 1.0), (5.0, 30.0)])
+async def test_a_slower_queue_asks_for_a_longer_pause(gap_s: float, pause_s: float) -> None:
+    """Half of the 20 that wait will have gone then, 30 s at most."""
+    async with Room.open(limit=20) as room:
+        await room.moves_on(DECODE, gap_s, requests=200)
         for place in range(21):
             await room.ask(f"waits-{place}")
         with pytest.raises(Overloaded) as raised:
             await room.ended()
-        pauses.append(raised.value.retry_after_s)
-        for task in room.tasks:
-            task.cancel()
-        await asyncio.gather(*room.tasks, return_exceptions=True)
-    assert pauses[0] < pauses[1] <= 30.0
+    assert raised.value.retry_after_s == pytest.approx(pause_s)
+
+
+async def test_only_what_waited_tells_how_fast_the_queue_moves() -> None:
+    async with Room.open() as room:
+        await room.moves_on(DECODE, 0.1, requests=200)
+        room.grant(DECODE)
+        for place in range(8):  # they go on while the next one comes
+            room.now += 100.0
+            await room.ask(f"alone-{place}")
+            await settled()
+        assert room.waiting.pace_s == pytest.approx(0.1)
+
+
+async def test_who_gives_up_waiting_does_not_slow_the_queue() -> None:
+    async with Room.open() as room:
+        await room.moves_on(DECODE, 0.1, requests=200)
+        await room.ask("bound")
+        await room.ask("gives up")
+        room.grant(DECODE, free_sequences=1)
+        await settled()
+        room.tasks[-1].cancel()
+        await settled()
+        room.now += 1000.0
+        room.grant(DECODE, free_sequences=8)
+        await room.ask("next")
+        await settled()
+        assert room.bound[-1] == "next"
+        assert room.waiting.pace_s == pytest.approx(0.1)

@@ -2,20 +2,23 @@
 
 from dataclasses import replace
 from math import inf
+from typing import TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitserve.core.fleet import Health
 from splitserve.core.worker import KvFormat, KvMode, Load, Pool, WorkerInfo
 from splitserve.latency.linear import LinearLatency
 from splitserve.routing.admission import Limits, fits_decode, fits_prefill
-from splitserve.routing.fleet import Candidate
+from splitserve.routing.candidate import Candidate
+from splitserve.routing.outlook import alone_s
 from splitserve.routing.policy import choose
 from splitserve.routing.route import Need, NoRoute, Route, Wait
 from tests.unit.peers import peer
 
+T = TypeVar("T")
 KV = KvFormat("print", "float32", 16, 4, 2, 64, 1024, KvMode.PUSH, "shm")
 LATENCY = LinearLatency(fixed_s=0.006, prefill_token_s=0.00025, decode_token_s=0.0005)
 BLOCKS, SEQUENCES, LENGTH = 2000, 33, 4096
@@ -25,12 +28,13 @@ READ_S = 0.206
 
 def worker(name: str, decodes: int = 0, reads_s: float = 0.0, **others: object) -> Candidate:
     """With so many decodes, and so long to read yet of the prompts that it has."""
-    kv = others.pop("kv", KV)
+    kv, health = others.pop("kv", KV), others.pop("health", Health.READY)
     assert isinstance(kv, KvFormat)
     info = WorkerInfo(name, name, Pool.DECODE, "m", kv, (peer(name),), BLOCKS, SEQUENCES, LENGTH, "sim")
     limits = Limits.of(BLOCKS, LENGTH, kv.block_size)
     grants = Load(0, BLOCKS, SEQUENCES - 1 - decodes, 0, 2048, limits.parked_limit, 0, 0, 0, Pool.DECODE, False, 0)
-    grants = replace(grants, prefill_tokens=100 if reads_s else 0)
+    granted = {name: others.pop(name) for name in ("free_blocks", "parked_limit_blocks", "draining") if name in others}
+    grants = replace(grants, prefill_tokens=100 if reads_s else 0, **granted)  # type: ignore[arg-type]
     fields: dict[str, object] = {
         "accepting": True,
         "latency": LATENCY,
@@ -38,7 +42,7 @@ def worker(name: str, decodes: int = 0, reads_s: float = 0.0, **others: object) 
         "slack_s": inf,
         "read_until": reads_s,
     }
-    return Candidate(info, limits, hash(kv), Pool.DECODE, Health.READY, grants, **(fields | others))  # type: ignore[arg-type]
+    return Candidate(info, limits, hash(kv), Pool.DECODE, health, grants, **(fields | others))  # type: ignore[arg-type]
 
 
 def chosen(fleet: list[Candidate], need: Need) -> tuple[str, str | None] | None:
@@ -136,6 +140,49 @@ def test_without_every_workers_latency_pools_count() -> None:
     assert choose(fleet, EASY, 0.0) == Route("a")
 
 
+def test_of_equally_busy_workers_the_one_with_the_prompt_cached_reads_it() -> None:
+    fleet = [worker(name, decodes=5) for name in "abc"]
+    assert chosen(fleet, need(2.0, cached={"b": 400})) == ("b", None)
+    assert chosen(fleet, need(2.0, cached={"b": 400, "c": 600})) == ("c", None)
+    assert chosen([worker("a", decodes=5), worker("b"), worker("c")], need(2.0, cached={"c": 400})) == ("a", "c")
+
+
+def test_a_worker_is_asked_to_read_more_as_long_as_that_takes_no_longer_than_its_cache_saves() -> None:
+    """600 of 800 tokens save 150 ms."""
+    asked = need(2.0, cached={"b": 600})
+    assert chosen([worker("a"), worker("b", reads_s=0.149)], asked) == ("b", None)
+    assert chosen([worker("a"), worker("b", reads_s=0.151)], asked) == ("a", None)
+
+
+def test_what_is_cached_makes_a_worker_with_slack_no_slower_than_one_without_decodes() -> None:
+    """Nobody but b is in time: 206 ms less 150."""
+    asked = need(due=0.1, cached={"b": 600})
+    assert chosen([worker("a"), worker("b", decodes=2)], asked) == ("b", None)
+
+
+def test_only_what_is_not_cached_is_predicted_to_take_time() -> None:
+    found = choose([worker("a"), worker("b", reads_s=0.1)], need(2.0, cached={"b": 600}), 0.0)
+    assert isinstance(found, Route)
+    assert found.decode == "b"
+    assert found.read_s == found.ttft_s == pytest.approx(0.1 + READ_S - 0.15)
+
+
+def test_one_beginning_is_read_by_as_many_workers_as_it_keeps_busy() -> None:
+    """Ten prompts at once, cached at b alone: it gets a few, and then each other worker one, and b again."""
+    fleet, asked = [worker(name) for name in "abcd"], need(2.0, cached={"b": 600})
+    readers = []
+    for _ in range(10):
+        found = choose(fleet, asked, 0.0)
+        if isinstance(found, Route):
+            readers.append(found.reader)
+            reader = next(each for each in fleet if each.info.uuid == found.reader)
+            reader.read_until = found.read_s
+            assert isinstance(reader.load, Load)
+            reader.load = replace(reader.load, prefill_tokens=TOKENS)
+            reader.changed()
+    assert readers == ["b", "b", "b", "a", "c", "d"]
+
+
 def test_what_was_predicted_is_said() -> None:
     found = choose([worker("a", decodes=5), worker("b")], EASY, 0.0)
     assert isinstance(found, Route)
@@ -160,6 +207,7 @@ needs = st.builds(
     tpot_s=st.sampled_from([0.001, 0.02, inf]),
     output_tokens=st.integers(1, 1000),
     alone=st.booleans(),
+    cached=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, LENGTH)),
 )
 
 
@@ -192,3 +240,77 @@ def test_an_idle_worker_is_never_left_idle_by_a_request_that_would_be_late(fleet
     idle = worker("idle", slack_s=inf)
     found = choose([*fleet, idle], replace(asked, due=-1.0), 0.0)
     assert isinstance(found, Route)
+
+
+def mostly(usual: T, *others: T) -> st.SearchStrategy[T]:
+    return st.sampled_from([usual] * 4 * len(others) + list(others))
+
+
+OTHER_KV = replace(KV, dtype="bfloat16")
+mixed = st.builds(
+    worker,
+    st.sampled_from("abcdefgh"),
+    decodes=st.integers(0, SEQUENCES - 1),
+    reads_s=st.sampled_from([0.0, 0.1, 3.0]),
+    slack_s=st.floats(-1.0, 3.0),
+    accepting=mostly(True, False),
+    kv=st.sampled_from([KV, OTHER_KV]),
+    health=mostly(Health.READY, *Health),
+    free_blocks=mostly(BLOCKS, 0, 1, 20, 100),
+    parked_limit_blocks=mostly(BLOCKS // 2, 0, 1, 20, 100),
+    draining=mostly(False, True),
+)
+mixed_fleets = st.lists(mixed, min_size=3, max_size=8, unique_by=lambda each: each.info.uuid)
+names = mostly(frozenset(), frozenset("a"), frozenset("bc"))
+in_reach = st.builds(  # in about the time that it takes
+    lambda tokens, times, tpot_s, alone: Need(tokens, due=times * alone_s(LATENCY, tokens), tpot_s=tpot_s, alone=alone),
+    mostly(TOKENS, 1, 2, 3000, LENGTH),
+    st.floats(0.9, 4.0),
+    mostly(0.02, inf),
+    mostly(False, True),
+)
+
+
+@settings(max_examples=300)
+@given(mixed_fleets, st.one_of(needs, in_reach), names, names)
+def test_a_route_is_whole_and_of_workers_that_are_there_and_take_it(
+    fleet: list[Candidate], asked: Need, exclude: frozenset[str], avoid: frozenset[str]
+) -> None:
+    asked = replace(asked, exclude=exclude, avoid=avoid)
+    found = choose(fleet, asked, 0.0)
+    assert found == choose(fleet, asked, 0.0)
+    if not isinstance(found, Route):
+        return
+    by_name = {each.info.uuid: each for each in fleet}
+    decode = by_name[found.decode]
+    used = [decode, by_name[found.reader]]
+    assert all(each.accepting and each.health is Health.READY and not each.load.draining for each in used)
+    assert exclude.isdisjoint({found.decode, found.reader})
+    assert fits_decode(decode.load, asked.tokens, KV.block_size, waits_for_kv=found.prefill is not None)
+    if found.prefill is not None:
+        assert found.prefill != found.decode
+        assert used[0].kv_class == used[1].kv_class
+        assert fits_prefill(used[1].load, asked.tokens, KV.block_size)
+    if not avoid.isdisjoint({found.decode, found.reader}):
+        assert all(
+            each.info.uuid in avoid for each in fleet if each.health is Health.READY and each.info.uuid not in exclude
+        )
+
+
+@given(st.lists(workers, unique_by=lambda each: each.info.uuid), in_reach)
+def test_what_an_idle_worker_could_serve_in_time_is_in_time(fleet: list[Candidate], asked: Need) -> None:
+    """However many others there are: a route may be later because it costs less, but not late."""
+    alone = alone_s(LATENCY, asked.tokens)
+    found = choose([*fleet, worker("idle")], asked, 0.0)
+    if alone <= asked.due and isinstance(found, Route):
+        assert found.ttft_s <= asked.due
+
+
+@given(st.lists(workers, min_size=1, unique_by=lambda each: each.info.uuid), in_reach)
+def test_one_more_idle_worker_never_makes_a_late_request_later(fleet: list[Candidate], asked: Need) -> None:
+    """Where a request can't be in time whatever is done, cost alone counts."""
+    before = choose(fleet, asked, 0.0)
+    if isinstance(before, Route) and before.ttft_s > asked.due >= alone_s(LATENCY, asked.tokens):
+        after = choose([*fleet, worker("idle")], asked, 0.0)
+        assert isinstance(after, Route)
+        assert after.ttft_s <= before.ttft_s

@@ -239,3 +239,59 @@ def test_two_routers_share_one_worker_and_the_second_hears_not_now() -> None:
     assert held.admit(decode("of the first", 15 * BLOCK)) is None
     assert refused(held, decode("of the second", 15 * BLOCK)).failure is Failure.NOT_NOW
     assert held.load(Pool.DECODE, seen_jobs=1).seen_jobs == 1
+
+
+# Growth -------------------------------------------------------------------------------------------------------------
+def with_outputs_of(tokens: int, total: int = 100) -> Capacity:
+    """A worker on which outputs of that length have ended lately."""
+    held = capacity(total=total, sequences=64, length=total * BLOCK)
+    for number in range(32):
+        assert held.admit(decode(f"past-{number}", 1, waits=False)) is None
+        held.progressed(f"past-{number}", tokens)
+        held.ended(f"past-{number}", finished=True)
+    return held
+
+
+def test_what_running_decodes_will_need_yet_is_no_new_decodes() -> None:
+    """Ten outputs of 64 tokens each are five blocks with their prompt; two are held at first."""
+    held = with_outputs_of(64, total=60)
+    taken = fill_with_parked_decodes(held, BLOCK)
+    load = held.load(Pool.DECODE)
+    assert taken < 60 // 5
+    assert load.free_blocks > 2
+    assert not fits_decode(load, BLOCK, BLOCK, waits_for_kv=True)
+    assert "will make yet" in refused(held, decode("more", BLOCK)).reason
+
+
+def test_a_prefill_may_have_the_blocks_that_decodes_will_need_later() -> None:
+    """It is gone by then; and a decode elsewhere may wait for it."""
+    held = with_outputs_of(64, total=60)
+    fill_with_parked_decodes(held, BLOCK)
+    assert held.admit(prefill("p", BLOCK)) is None
+
+
+def test_growth_is_held_as_it_comes_and_never_counted_twice() -> None:
+    held = with_outputs_of(64)
+    assert held.admit(decode("d", BLOCK, waits=False)) is None
+    before = held.load(Pool.DECODE)
+    assert before.growth_blocks >= 4
+    for _ in range(64):
+        held.progressed("d", 1)
+        load = held.load(Pool.DECODE)
+        assert abs(load.free_blocks - load.growth_blocks - before.free_blocks + before.growth_blocks) <= 2
+
+
+def test_a_worker_that_decodes_nothing_takes_whatever_fits() -> None:
+    held = with_outputs_of(10_000, total=40)
+    assert held.load(Pool.DECODE).growth_blocks == 0
+    assert held.admit(decode("d", 30 * BLOCK, waits=False)) is None
+
+
+def test_outputs_that_were_cut_short_say_nothing_about_lengths() -> None:
+    held = capacity(sequences=64)
+    for number in range(32):
+        held.admit(decode(f"d{number}", 1, waits=False))
+        held.progressed(f"d{number}", 64)
+        held.ended(f"d{number}")
+    held.admit(decode("d", 1, waits=False))
+    assert held.load(Pool.DECODE).growth_blocks == 0

@@ -1,6 +1,7 @@
 """What each worker holds, as the router knows it."""
 
 from dataclasses import replace
+from math import inf
 from random import Random
 
 import pytest
@@ -8,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitserve.core.fleet import Health
-from splitserve.core.worker import KvFormat, KvMode, Load, Pool, WorkerInfo
-from splitserve.routing.fleet import SAMPLE, WHOLE, Candidate, Fleet
+from splitserve.core.worker import KvFormat, KvMode, Load, Pool, StepCost, WorkerInfo
+from splitserve.routing.candidate import Candidate
+from splitserve.routing.fleet import Fleet
 from splitserve.routing.promise import Effect, Promise
+from splitserve.routing.sample import SHARES, WHOLE
 from tests.unit.peers import peer
 
 INFO = WorkerInfo(
@@ -232,11 +235,10 @@ def test_a_decision_looks_at_all_of_a_small_fleet() -> None:
 
 
 @pytest.mark.parametrize("workers", [200, 2000])
-def test_of_a_large_fleet_it_looks_at_as_many_of_each_pool_whatever_its_size(workers: int) -> None:
+def test_of_a_large_fleet_it_looks_at_workers_of_each_pool_and_at_no_more_in_a_larger_one(workers: int) -> None:
     drawn = large_fleet(workers).sample(0.0, Random(1))
-    assert sum(candidate.pool is Pool.PREFILL for candidate in drawn) == SAMPLE + 1
-    assert sum(candidate.pool is Pool.DECODE for candidate in drawn) == SAMPLE + 1
-    assert len({candidate.info.uuid for candidate in drawn}) > SAMPLE
+    assert {candidate.pool for candidate in drawn} == set(Pool)
+    assert len(drawn) <= sum(SHARES.values()) + len(SHARES) * len(Pool)
 
 
 def test_room_that_has_just_appeared_is_always_seen() -> None:
@@ -251,9 +253,26 @@ def test_a_worker_that_a_request_asks_for_is_always_seen_while_it_is_there() -> 
     fleet = large_fleet(500)
     for seed in range(20):
         asked_for = f"u{seed * 7}"
-        assert asked_for in {candidate.info.uuid for candidate in fleet.sample(0.0, Random(seed), asked_for)}
+        assert asked_for in {candidate.info.uuid for candidate in fleet.sample(0.0, Random(seed), [asked_for])}
     fleet.leave("u7")
-    assert "u7" not in {candidate.info.uuid for candidate in fleet.sample(0.0, Random(1), "u7")}
+    assert "u7" not in {candidate.info.uuid for candidate in fleet.sample(0.0, Random(1), ["u7"])}
+
+
+def test_a_prompt_is_read_behind_those_that_were_promised_before() -> None:
+    cost = StepCost(0.0, 0.0, 0.001, inf, 0.0, 0.0, 0.0, 0.0, inf, 0.0, 0.0, stages=1)
+    fleet = Fleet(silent_after_s=4.0)
+    fleet.join(replace(INFO, step_cost=cost), now=0.0)
+    fleet.report("u", load(slowdown=2.0), now=0.0)
+    fleet.reads_until("u", 9.0)
+    assert fleet.read_s("u", 100, 0, now=1.0) == pytest.approx(0.2), "it reads nothing, whatever was predicted"
+    fleet.report("u", load(slowdown=2.0, prefill_tokens=100), now=1.0)
+    fleet.reads_until("u", 1.2)
+    assert fleet.read_s("u", 100, 0, now=1.1) == pytest.approx(0.1 + 0.2)
+    assert fleet.read_s("u", 100, 60, now=1.1) == pytest.approx(0.1 + 0.08)
+
+
+def test_nobody_predicts_when_a_worker_reads_whose_steps_nobody_has_measured(fleet: Fleet) -> None:
+    assert fleet.read_s("u", 100, 0, now=1.0) == 0.0
 
 
 def test_who_left_or_changed_its_pool_is_drawn_no_more_as_what_it_was() -> None:
@@ -264,3 +283,64 @@ def test_who_left_or_changed_its_pool_is_drawn_no_more_as_what_it_was() -> None:
         drawn = {candidate.info.uuid: candidate.pool for candidate in fleet.sample(0.0, Random(seed))}
         assert "u199" not in drawn
         assert drawn.get("u197", Pool.DECODE) is Pool.DECODE
+
+
+def test_who_drains_or_fails_is_drawn_no_more() -> None:
+    fleet = large_fleet(200)
+    fleet.drain("u0")
+    fleet.report("u2", load(draining=True), now=0.0)
+    fleet.set_failing("u4", True)
+    fleet.set_failing("u6", True)
+    fleet.set_failing("u6", False)
+    seen = {each.info.uuid for seed in range(300) for each in fleet.sample(0.0, Random(seed))}
+    assert seen.isdisjoint({"u0", "u2", "u4"})
+    assert "u6" in seen
+
+
+def test_a_promise_makes_another_worker_of_it_at_once() -> None:
+    """The only one without decodes is always seen; once it has one it is one of many."""
+    fleet = Fleet(silent_after_s=4.0)
+    for number in range(200):
+        fleet.join(replace(INFO, uuid=f"u{number}"), now=0.0)
+        fleet.report(f"u{number}", load(free_sequences=6 if number else 7), now=0.0)
+    assert all("u0" in uuids(fleet, seed) for seed in range(20))
+    fleet.promise("u0", "j", DECODE)
+    fleet.report("u1", load(free_sequences=6), now=0.0)
+    assert not all("u0" in uuids(fleet, seed) for seed in range(20))
+
+
+def uuids(fleet: Fleet, seed: int) -> set[str]:
+    return {each.info.uuid for each in fleet.sample(0.0, Random(seed))}
+
+
+def test_who_speaks_again_is_ready_again(fleet: Fleet) -> None:
+    assert only(fleet, 9.0).health is Health.SILENT
+    fleet.heard("u", now=9.0, tokens=False)
+    assert only(fleet, 9.0).health is Health.READY
+
+
+def test_a_silent_worker_that_fails_or_drains_is_still_known_to(fleet: Fleet) -> None:
+    assert only(fleet, 9.0).health is Health.SILENT
+    fleet.set_failing("u", True)
+    assert only(fleet, 9.0).health is Health.SILENT
+    fleet.heard("u", now=9.0, tokens=False)
+    assert only(fleet, 9.0).health is Health.FAILING
+    fleet.drain("u")
+    assert only(fleet, 99.0).health is Health.DRAINING
+
+
+def test_what_a_worker_promises_to_bear_is_worked_out_anew_with_every_change() -> None:
+    cost = StepCost(0.0, 0.0, 0.001, inf, 0.0, 0.0, 0.0, 0.001, inf, 0.0, 0.0, stages=1)
+    fleet = Fleet(silent_after_s=4.0)
+    fleet.join(replace(INFO, step_cost=cost), now=0.0)
+    fleet.report("u", load(free_sequences=7), now=0.0)
+    seen = [only(fleet).outlook]
+    fleet.promise("u", "j", DECODE)
+    seen.append(only(fleet).outlook)
+    fleet.withdraw("u", "j")
+    seen.append(only(fleet).outlook)
+    fleet.report("u", load(free_sequences=7, tpot_s=0.01, slack_s=0.5, slowdown=2.0), now=0.0)
+    seen.append(only(fleet).outlook)
+    assert [look.decodes for look in seen] == [0, 1, 0, 0]
+    assert [look.slowdown for look in seen] == [1.0, 1.0, 1.0, 2.0]
+    assert seen[3].slack_s == 0.5

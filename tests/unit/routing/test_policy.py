@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from splitserve.core.fleet import Health
 from splitserve.core.worker import KvFormat, KvMode, Load, Pool, WorkerInfo
 from splitserve.routing.admission import Limits, fits_decode, fits_prefill
-from splitserve.routing.fleet import Candidate
+from splitserve.routing.candidate import Candidate
 from splitserve.routing.policy import choose, choose_target
 from splitserve.routing.route import Need, NoRoute, Route, Wait
 from tests.unit.peers import peer
@@ -260,3 +260,29 @@ def test_an_adapter_is_asked_of_workers_that_have_it() -> None:
     )
     assert choose([prefill(), with_poet(decode())], need) == Route("d0")
     assert isinstance(choose([prefill(), decode()], need), NoRoute)
+
+
+def test_of_equally_busy_workers_the_one_with_the_prompt_cached_reads_it() -> None:
+    assert choose([prefill("p0"), prefill("p1"), decode()], Need(100, cached={"p1": 64})) == Route("d0", "p1")
+    colocated = [decode("d0"), decode("d1")]
+    assert choose(colocated, Need(100, cached={"d1": 64})) == Route("d1")
+
+
+def test_affinity_yields_where_more_tokens_wait_than_are_cached() -> None:
+    for waiting, reader in ((63, "p1"), (65, "p0")):
+        fleet = [prefill("p0"), prefill("p1", prefill_tokens=waiting), decode()]
+        assert choose(fleet, Need(100, cached={"p1": 64})) == Route("d0", reader)
+
+
+def test_affinity_yields_where_a_worker_has_more_decodes_than_the_others() -> None:
+    """Prompts that begin alike are soon read; it is their decodes that pile up."""
+    for free, chosen in ((6, "d1"), (3, "d0")):
+        fleet = [decode("d0"), decode("d1", free_sequences=free), decode("d2")]
+        assert choose(fleet, Need(100, cached={"d1": 64})) == Route(chosen)
+
+
+def test_workers_with_the_most_of_a_prompt_cached_are_looked_at_in_any_case() -> None:
+    cached = {str(number): 16 * number for number in range(1, 10)}
+    assert Need(100, cached=cached).wanted == ("9", "8", "7", "6")
+    assert Need(100, cached=cached, beside="2").wanted == ("2", "9", "8", "7", "6")
+    assert Need(100).wanted == ()

@@ -1,12 +1,13 @@
 """Every message survives the wire."""
 
 import dataclasses
+from math import inf
 from typing import Any
 
 import pytest
 
 from splitserve.core.errors import InvalidRequest
-from splitserve.core.fleet import FleetStatus, Health, WorkerStatus
+from splitserve.core.fleet import ClassStatus, Decision, Explanation, FleetStatus, Health, WorkerStatus
 from splitserve.core.request import (
     Chat,
     ChatMessage,
@@ -97,7 +98,7 @@ INFO = WorkerInfo(
     ("poet",),
     StepCost(0.005, 0.001, 2e-4, 300.0, 1e-5, 1e-9, 2e-4, 5e-4, float("inf"), 0.0, 3e-8, 2),
 )
-LOAD = Load(3, 90, 7, 12, 4096, 50, 2, 1, 4, Pool.DECODE, True, 999, 3, 0.05, -0.25, 1.5)
+LOAD = Load(3, 90, 7, 12, 4096, 50, 2, 1, 4, Pool.DECODE, True, 999, 3, 0.05, -0.25, 1.5, 11)
 OBJECTIVES = Objectives(0.5, 0.05, float("inf"))
 TICKET = Ticket("t", 2, RANKS, (peer("v"),), b"\x00\xff")
 LOGPROBS = ((Logprob(5, -0.5, 1), Logprob(6, -1.5, 2)), (Logprob(7, -0.25, 1),))
@@ -224,8 +225,15 @@ def test_a_model_comes_back() -> None:
 
 def test_a_fleets_status_comes_back() -> None:
     worker = WorkerStatus(INFO, Pool.DECODE, Health.SILENT, LOAD, 0.5, -1.0, 2, 3)
-    status = FleetStatus("demo", (worker,), 4, 5, "router")
+    chat = ClassStatus("chat", 1.0, 0.0005, 0.05, inf, 100, 93, 0.31)
+    status = FleetStatus("demo", (worker,), 4, 5, "router", (chat,))
     assert convert.fleet_status_from_proto(convert.fleet_status_to_proto(status)) == status
+
+
+def test_an_explanation_comes_back() -> None:
+    decision = Decision("d0", "p0", True, True, 0.5, 3, inf, 0.25, 0.26, -1.0, 1.5, "it was moved")
+    explanation = Explanation("r", "chat", -10, 400, 7, 2.5, 1.2, 0.05, inf, 3, "for a worker", (decision,))
+    assert convert.explanation_from_proto(convert.explanation_to_proto(explanation)) == explanation
 
 
 @pytest.mark.parametrize("prompt", ["hello", (1, 2, 3), CHAT])
@@ -266,6 +274,9 @@ def test_an_unset_field_takes_its_default_and_a_set_zero_stays() -> None:
         (worker_pb2.Parse, Parse),
         (admin_pb2.WorkerStatus, WorkerStatus),
         (admin_pb2.FleetStatus, FleetStatus),
+        (admin_pb2.ClassStatus, ClassStatus),
+        (admin_pb2.Explanation, Explanation),
+        (admin_pb2.Decision, Decision),
     ],
 )
 def test_wire_and_core_name_their_fields_alike(wire: Any, dataclass: Any) -> None:

@@ -65,6 +65,17 @@ def test_levels_below_the_chosen_one_are_left_out(lines: io.StringIO) -> None:
     assert lines.getvalue() == ""
 
 
+def test_debug_lines_are_ours_alone_and_only_where_they_are_asked_for(lines: io.StringIO) -> None:
+    for debug, said in ((True, ["route"]), (False, [])):
+        configure(as_json=True, debug=debug, stream=lines)
+        assert Logger("router").debugs is debug
+        Logger("router").debug("route")
+        logging.getLogger("someone.else").debug("chatter")
+        assert [json.loads(line)["event"] for line in lines.getvalue().splitlines()] == said
+        lines.seek(0)
+        lines.truncate()
+
+
 async def test_every_line_about_a_request_names_it_also_in_its_tasks_and_threads(lines: io.StringIO) -> None:
     configure(as_json=True, stream=lines)
 

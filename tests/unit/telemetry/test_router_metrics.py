@@ -37,6 +37,17 @@ def test_a_finished_request_is_counted_in_every_phase() -> None:
         assert registry.get_sample_value(name) == value, name
 
 
+def test_outputs_are_judged_by_class() -> None:
+    registry = CollectorRegistry()
+    metrics = RouterMetrics(registry)
+    for met in (True, True, False):
+        metrics.judged("interactive", met)
+    metrics.judged("batch", met=True)
+    for slo_class, said, count in (("interactive", "yes", 2), ("interactive", "no", 1), ("batch", "yes", 1)):
+        labels = {"slo_class": slo_class, "met": said}
+        assert registry.get_sample_value("splitserve_slo_outputs_total", labels) == count
+
+
 def test_a_single_token_has_no_time_per_output_token() -> None:
     registry = CollectorRegistry()
     RouterMetrics(registry).finished(Usage(10, 1), TIMINGS)

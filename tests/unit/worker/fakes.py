@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import grpc
 from prometheus_client import CollectorRegistry
 
+from splitserve.core.cached import CacheNews
 from splitserve.core.config import KvTransferSettings, SimSettings, WorkerConfig
 from splitserve.core.errors import EngineError, SplitserveError
 from splitserve.core.model import ModelInfo
@@ -25,7 +26,7 @@ from splitserve.core.worker import (
     Ticket,
     WorkerInfo,
 )
-from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnDeltas, OnTransfer, unheard
+from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnCached, OnDeltas, OnTransfer, uncached, unheard
 from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
 from splitserve.rpc.status import abort
@@ -54,8 +55,10 @@ class ScriptedEngine:
         self.broken: EngineError | None = None
         self.closed = threading.Event()
 
-    def start(self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard) -> EngineInfo:
-        self._on_deltas, self.end_transfer = on_deltas, on_transfer
+    def start(
+        self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard, on_cached: OnCached = uncached
+    ) -> EngineInfo:
+        self._on_deltas, self.end_transfer, self.cached = on_deltas, on_transfer, on_cached
         self.started.set()
         return INFO
 
@@ -138,6 +141,10 @@ class Stream:
     def loads(self) -> list[Load]:
         return [convert.load_from_proto(message.load) for message in self.messages if message.HasField("load")]
 
+    @property
+    def cache_news(self) -> list[CacheNews]:
+        return [convert.cache_news_from_proto(news) for message in self.messages for news in message.cache_news]
+
     def outcome(self, job_id: str) -> Outcome | None:
         return next((delta.outcome for delta in self.deltas if delta.job_id == job_id and delta.outcome), None)
 
@@ -159,6 +166,7 @@ class FakeRouter(worker_pb2_grpc.FleetServicer):
         self.refuse: SplitserveError | None = None
         self.refusals: asyncio.Queue[SplitserveError] = asyncio.Queue()
         self.address = ""
+        self.heartbeat_s = HEARTBEAT_S
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
 
     async def next_stream(self) -> Stream:
@@ -177,7 +185,7 @@ class FakeRouter(worker_pb2_grpc.FleetServicer):
             self.refusals.put_nowait(self.refuse)
             await abort(context, self.refuse)
         stream = Stream(convert.worker_info_from_proto(first.join.worker))
-        welcome = worker_pb2.Welcome(router_uuid="router", heartbeat_interval_s=HEARTBEAT_S)
+        welcome = worker_pb2.Welcome(router_uuid="router", heartbeat_interval_s=self.heartbeat_s)
         await context.write(worker_pb2.RouterMessage(welcome=welcome))
         self._streams.put_nowait(stream)
         async with asyncio.TaskGroup() as tasks:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from math import inf, isinf
 from uuid import uuid4
 
 import pytest
@@ -13,12 +14,15 @@ from splitserve.core.config import KvTransferSettings, SimSettings
 from splitserve.core.errors import ConfigError, EngineError
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import FinishReason, Tool
-from splitserve.core.worker import Failure, KvMode, Parse, Ticket
+from splitserve.core.worker import Failure, KvMode, Objectives, Parse, StepCost, Ticket
 from splitserve.engine.sim import SimEngine
 from splitserve.engine.sim.shape import kv_format
 from splitserve.engine.sim.text import load_tokenizer
 from splitserve.kv.layout import blocks_for
+from splitserve.latency.linear import LinearLatency
 from splitserve.latency.model import PrefillChunk, Step
+from splitserve.routing.pace import PacedJobs, Pacer
+from splitserve.routing.slack import LEAST_CHUNK, STEPS_WITHOUT
 from tests.contract.engines import (
     Listener,
     Order,
@@ -69,16 +73,106 @@ def test_kv_moves_layer_by_layer_while_the_prompt_is_still_being_read() -> None:
 def test_the_time_of_a_step_is_what_the_latency_model_says() -> None:
     asked: list[Step] = []
 
-    class Recording:
+    class Recording(LinearLatency):
         def step_s(self, step: Step) -> float:
             asked.append(step)
             return 0.0
 
-    engine = SimEngine(MODEL, QUICK, KvTransferSettings(), uuid4().hex, Recording())
+    engine = SimEngine(MODEL, QUICK, KvTransferSettings(), uuid4().hex, Recording(0.0, 0.0, 0.0))
     with started(engine) as alone:
+        asked.clear()
         alone.submit(a_decode(a_prompt(WORDS, 100, 2), greedy(3))).wait()
-    assert asked[:2] == [Step.of([PrefillChunk(64)]), Step.of([PrefillChunk(36, context=64)])]
-    assert asked[2:] == [Step.of(decodes=[101]), Step.of(decodes=[102])]
+    steps = list(dict.fromkeys(asked))
+    assert steps[:2] == [Step.of([PrefillChunk(64)]), Step.of([PrefillChunk(36, context=64)])]
+    assert steps[2:] == [Step.of(decodes=[101]), Step.of(decodes=[102])]
+
+
+# Steps take 2 ms and 0.5 ms more for each prompt token: decodes that allow 2.4 ms never leave time for `LEAST_CHUNK`.
+PACED = QUICK.model_copy(update={"step_s": 0.002, "prefill_token_s": 0.0005, "decode_token_s": 0.0})
+TIGHT = Objectives(tpot_s=0.0024)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """All that engines have computed."""
+    computed: list[Step] = []
+    took = Pacer.took
+
+    def noting(pacer: Pacer, step: Step, seconds: float) -> None:
+        computed.append(step)
+        took(pacer, step, seconds)
+
+    monkeypatch.setattr(Pacer, "took", noting)
+    return computed
+
+
+def chunks_beside_a_decode(steps: list[Step], objectives: Objectives) -> list[int]:
+    """Prompt tokens per step, from the first to the last of a prompt of 160 tokens."""
+    with started(an_engine(PACED)) as alone:
+        decode = replace(a_decode(a_prompt(WORDS, 10, 1), greedy(400)), objectives=objectives)
+        alone.submit(decode).wait_tokens(1)
+        before = len(steps)
+        alone.submit(a_decode(a_prompt(WORDS, 160, 2), greedy(1))).wait()
+        alone.engine.cancel(decode.job_id)
+        alone.wait_at_rest()
+        beside = [step.prompt_tokens for step in steps[before:] if step.decodes]
+    read = [number for number, tokens in enumerate(beside) if tokens]
+    return beside[read[0] : read[-1] + 1]
+
+
+def test_a_prompt_is_read_in_full_steps_beside_a_decode_without_objectives(steps: list[Step]) -> None:
+    assert chunks_beside_a_decode(steps, Objectives()) == [63, 63, 34]
+
+
+def test_a_prompt_is_read_in_small_chunks_beside_a_decode_with_a_tight_objective(steps: list[Step]) -> None:
+    each = [LEAST_CHUNK, *([0] * STEPS_WITHOUT)]
+    assert chunks_beside_a_decode(steps, TIGHT) == [*(4 * each), LEAST_CHUNK]
+
+
+def test_an_engine_tells_how_its_decodes_stand() -> None:
+    with started(an_engine(PACED)) as alone:
+        tight = replace(a_decode(a_prompt(WORDS, 10, 1), greedy(400)), objectives=TIGHT)
+        alone.submit(tight).wait_tokens(2)
+        alone.submit(a_decode(a_prompt(WORDS, 10, 2), greedy(1))).wait()
+        pace = alone.engine.load().pace
+        assert (pace.tpot_s, isinf(pace.slack_s)) == (TIGHT.tpot_s, False)
+        alone.engine.cancel(tight.job_id)
+        alone.wait_at_rest()
+        pace = alone.engine.load().pace
+        assert (pace.tpot_s, pace.slack_s) == (inf, inf)
+        assert pace.slowdown > 1.0, "this engine's own work comes on top"
+
+
+def test_a_worker_says_what_its_steps_cost() -> None:
+    cost = StepCost(0.002, 0.0, 0.0005, inf, 0.0, 0.0, 0.0, 0.0, inf, 0.0, 0.0, stages=1)
+    with started(an_engine(PACED)) as alone:
+        assert alone.info.step_cost == cost
+
+
+def test_the_lengths_of_whole_outputs_count_and_no_others(
+    pair: tuple[Listener, Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, destination = pair
+    lengths: list[int] = []
+    end = PacedJobs.end
+
+    def noting(jobs: PacedJobs, job_id: str, output_tokens: int = 0) -> None:
+        lengths.append(output_tokens)
+        end(jobs, job_id, output_tokens)
+
+    monkeypatch.setattr(PacedJobs, "end", noting)
+    ticket, prompt = a_ticket(source, destination), a_prompt(WORDS, 40, 3)
+    decode = destination.submit(a_decode(prompt, greedy(5), ticket))
+    source.submit(a_prefill(prompt, ticket)).wait()
+    whole = decode.wait()
+    assert sorted(lengths) == [0, 5]
+    destination.submit(a_decode(prompt, greedy(5), output=whole.tokens[:2])).wait()
+    assert lengths[2:] == [5], "with those that it came with"
+    cancelled = destination.submit(a_decode(prompt, greedy(400))).wait_tokens(1)
+    destination.engine.cancel(cancelled.job.job_id)
+    assert cancelled.outcome.failure is Failure.CANCELLED
+    destination.wait_at_rest()
+    assert lengths[3:] == [0]
 
 
 def test_preempted_sequences_end_with_the_same_tokens() -> None:
@@ -240,14 +334,16 @@ def test_closing_ends_every_job(pair: tuple[Listener, Listener]) -> None:
 
 
 def test_a_broken_engine_fails_its_jobs_instead_of_leaving_them() -> None:
-    class Broken:
+    class Broken(LinearLatency):
         def step_s(self, step: Step) -> float:
-            raise RuntimeError("no such profile")
+            if step.prompt_tokens == 20:
+                raise RuntimeError("no such profile")
+            return 0.0
 
     caught = threading.Event()
     previous, threading.excepthook = threading.excepthook, lambda _: caught.set()
     try:
-        with started(SimEngine(MODEL, QUICK, KvTransferSettings(), uuid4().hex, Broken())) as alone:
+        with started(SimEngine(MODEL, QUICK, KvTransferSettings(), uuid4().hex, Broken(0.0, 0.0, 0.0))) as alone:
             run = alone.submit(a_decode(a_prompt(WORDS, 20, 9), greedy(2)))
             assert (run.outcome.failure, "no such profile" in run.outcome.message) == (Failure.ENGINE, True)
             assert caught.wait(10)

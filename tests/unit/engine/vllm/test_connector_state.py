@@ -2,10 +2,10 @@
 
 import pytest
 
-from splitserve.core.worker import KvCounts, TransferEnd, TransferStats
+from splitserve.core.worker import KvCounts, Pace, TransferEnd, TransferStats
 from splitserve.engine.protocol import EngineLoad
 from splitserve.engine.vllm.connector_state import ConnectorState
-from splitserve.kv.bridge import Ended, Free, Held
+from splitserve.kv.bridge import Ended, Free, Held, Paced
 from splitserve.kv.ticket import TransferKey
 
 KEY = TransferKey("t", 1)
@@ -59,3 +59,10 @@ def test_a_rank_that_reports_again_is_not_counted_twice(state: State) -> None:
     for writes in (5, 8):
         state.connector.hear(Held(0, 0, 0, 0, KvCounts(writes=writes)))
     assert state.connector.load.counts.writes == 8
+
+
+def test_how_decodes_stand_is_what_was_said_last(state: State) -> None:
+    assert state.connector.load.pace == Pace()
+    for pace in (Pace(0.02, -0.1, 1.5), Pace(slowdown=1.25)):
+        state.connector.hear(Paced(pace))
+        assert state.connector.load.pace == pace

@@ -106,6 +106,15 @@ def test_colocated_wins_where_time_to_first_token_is_tight_and_gpus_are_few() ->
     assert any(not judged.placement.colocated for judged in result.judged)
 
 
+def test_the_same_workers_serve_no_less_where_the_router_heeds_the_objectives() -> None:
+    """Within a step of the search."""
+    for slo, nodes in ((TIGHT_TPOT, 4), (TIGHT_TTFT, 2)):
+        found = search(asked(1, nodes, slo.ttft_s, slo.tpot_s))
+        assert found.best is not None
+        assert found.adaptive_rps is not None
+        assert found.adaptive_rps.mean > 0.94 * found.best.goodput_rps.mean
+
+
 def test_the_judged_are_sorted_and_no_goodput_exceeds_its_bound() -> None:
     result = search(asked(1, 4, TIGHT_TPOT.ttft_s, TIGHT_TPOT.tpot_s))
     assert [judged.value for judged in result.judged] == sorted((j.value for j in result.judged), reverse=True)
@@ -221,7 +230,7 @@ def test_nonsense_is_refused_by_name(question: Question, field: str) -> None:
 def test_progress_names_its_stages_and_ends_at_one() -> None:
     told: list[tuple[str, float]] = []
     search(asked(gpus=2), lambda stage, share: told.append((stage, share)))
-    assert {stage for stage, _ in told} == {"phases", "joint simulation", "done"}
+    assert {stage for stage, _ in told} == {"phases", "joint simulation", "adaptive scheduling", "done"}
     assert told[-1] == ("done", 1.0)
     assert all(0.0 <= share <= 1.0 for _, share in told)
 

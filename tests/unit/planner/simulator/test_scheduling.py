@@ -5,11 +5,14 @@ from math import inf
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from splitserve.core.slo import Slo
 from splitserve.latency.linear import LinearLatency
 from splitserve.planner.deployment import Deployment, Role
 from splitserve.planner.simulator.simulate import simulate
+from splitserve.routing.line import PUT_OFF
 from tests.unit.planner.simulator.worlds import deployment, poisson, requests, worker
 
 CPU = LinearLatency(0.006, 2.5e-4, 6e-4)  # a prompt of 800 tokens takes 206 ms
@@ -78,6 +81,27 @@ def test_put_off_requests_get_their_turn_under_lasting_overload() -> None:
     ttft_s = simulate(deployment(ANY), served, slo=Slo(0.5, 0.05)).timelines.ttft_s
     assert (ttft_s[:50] > 0.5).any()
     assert ttft_s[:50].max() < 15.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    workers=st.sampled_from([1, 2, 5, 40]),
+    rate_rps=st.floats(1.0, 60.0),
+    ttft_per_token_s=st.sampled_from([1e-5, 2.7e-4, 1e-3]),
+    tpot_s=st.sampled_from([0.001, 0.01, 0.05]),
+    seed=st.integers(0, 1000),
+)
+def test_everybody_is_bound_before_those_who_are_due_after_his_own_put_off_time(
+    workers: int, rate_rps: float, ttft_per_token_s: float, tpot_s: float, seed: int
+) -> None:
+    slo, served = Slo(0.0, tpot_s, ttft_per_token_s=ttft_per_token_s), poisson(60, rate_rps, seed)
+    outcome = simulate(deployment(*[ANY] * workers), served, seed=seed, slo=slo)
+    arrival, bound = outcome.timelines.arrival, outcome.bound
+    assert np.isfinite(bound).all()
+    objective_s = ttft_per_token_s * served.prompt_tokens
+    waits = bound[None, :] > arrival[:, None]  # who was bound while the other waited
+    later = (arrival + objective_s)[None, :] > (arrival + PUT_OFF * objective_s)[:, None]
+    assert (bound[None, :] >= bound[:, None])[waits & later].all()
 
 
 def split(prefills: int, decodes: int) -> Deployment:

@@ -1,0 +1,102 @@
+"""SLO classes: what a request of each is to meet, who goes first, and how many did of late.
+
+Counted on the router's event loop, read by the thread that serves metrics too. What an objective means is `core/slo`'s;
+what follows from one is `routing`'s.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import inf
+
+from splitserve.core.config import DEFAULT_CLASS, Late, SloClass
+from splitserve.core.fleet import ClassStatus
+from splitserve.core.slo import Slo
+from splitserve.core.worker import Objectives
+from splitserve.routing.lengths import OutputLengths
+
+WINDOW_S = 300.0
+_SLOT_S = 10.0
+_USUAL_OUTPUT_TOKENS = 128  # while too few outputs have ended to tell
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """One SLO class. `refuses`: requests that would be late."""
+
+    name: str
+    slo: Slo
+    priority: int = 0
+    refuses: bool = False
+
+    def objectives(self, first_token_s: float) -> Objectives:
+        """Of a job whose first token is due in so long."""
+        return Objectives(first_token_s, self.slo.tpot_s, self.slo.itl_p99_s)
+
+
+@dataclass(slots=True)
+class _Slot:
+    began: float
+    ended: dict[str, int] = field(default_factory=dict)
+    met: dict[str, int] = field(default_factory=dict)
+
+
+class SloClasses:
+    """The router's own; `of` raises KeyError for a name that `names` lacks."""
+
+    def __init__(self, settings: Mapping[str, SloClass], clock: Callable[[], float] = time.monotonic) -> None:
+        self._classes = {name: _class(name, said) for name, said in settings.items()}
+        self._classes.setdefault(DEFAULT_CLASS, _class(DEFAULT_CLASS, SloClass()))
+        self._clock = clock
+        self._began = clock()
+        self._slots: deque[_Slot] = deque([_Slot(self._began)])
+        self._lengths = OutputLengths()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._classes)
+
+    def of(self, name: str) -> Class:
+        return self._classes[name]
+
+    def ended(self, name: str, met: bool, output_tokens: int = 0) -> None:
+        """An output of this class has ended; `output_tokens` if it has all of them."""
+        now = self._clock()
+        if now - self._slots[-1].began >= _SLOT_S:
+            self._slots.append(_Slot(now))
+            while self._slots[0].began < now - WINDOW_S:
+                self._slots.popleft()
+        slot = self._slots[-1]
+        slot.ended[name] = slot.ended.get(name, 0) + 1
+        slot.met[name] = slot.met.get(name, 0) + met
+        if output_tokens:
+            self._lengths.add(output_tokens)
+
+    def output_tokens(self, made: int, most: int) -> int:
+        """How many more an output is expected to have, of which `made` are out, and `most` may follow."""
+        return max(1, min(most, self._lengths.remaining(made, 0.5) or _USUAL_OUTPUT_TOKENS))
+
+    def status(self) -> tuple[ClassStatus, ...]:
+        """Of the last five minutes."""
+        now = self._clock()
+        slots = [slot for slot in tuple(self._slots) if slot.began >= now - WINDOW_S]
+        over_s = max(_SLOT_S, min(WINDOW_S, now - self._began))
+        return tuple(self._status(each, slots, over_s) for each in self._classes.values())
+
+    def _status(self, each: Class, slots: list[_Slot], over_s: float) -> ClassStatus:
+        ended = sum(slot.ended.get(each.name, 0) for slot in slots)
+        met = sum(slot.met.get(each.name, 0) for slot in slots)
+        slo = each.slo
+        objectives = slo.ttft_s, slo.ttft_per_token_s, slo.tpot_s, slo.itl_p99_s
+        return ClassStatus(each.name, *objectives, ended, met, met / over_s)
+
+
+def _class(name: str, said: SloClass) -> Class:
+    slo = Slo(
+        ttft_s=said.ttft_s or inf,
+        tpot_s=said.tpot_s or inf,
+        ttft_per_token_s=said.ttft_per_token_s,
+        itl_p99_s=said.itl_p99_s or inf,
+    )
+    return Class(name, slo, said.priority, said.late is Late.REFUSE)
