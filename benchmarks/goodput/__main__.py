@@ -26,6 +26,7 @@ from benchmarks.goodput.alone import UNIT
 from benchmarks.goodput.campaign import Campaign, Limits
 from benchmarks.goodput.cases import SHAPES, Shape, step_of
 from benchmarks.goodput.model import make_model
+from benchmarks.goodput.points import Points
 from benchmarks.goodput.report import points_of, written
 from benchmarks.goodput.served import Served, serving
 from benchmarks.goodput.systems import SYSTEMS, USUAL, System, cluster
@@ -68,7 +69,6 @@ def main() -> None:
 async def _measured(args: argparse.Namespace, shapes: Sequence[Shape], out: Path, scratch: Path) -> None:
     model = args.model or make_model(scratch / "model")
     chosen = SMOKE_SYSTEMS if args.smoke else args.system or USUAL
-    systems = _with_unit(chosen)
     limits = Limits(
         requests=SMOKE_REQUESTS if args.smoke else args.requests,
         until=time.monotonic() + args.minutes * 60.0,
@@ -85,14 +85,17 @@ async def _measured(args: argparse.Namespace, shapes: Sequence[Shape], out: Path
 
     for shape in shapes:
         _say(f"{shape.name}: {shape.workload}")
-        done = await Campaign(shape, systems, points_of(out, shape), serve, limits, _say).run()
+        points = points_of(out, shape)
+        done = await Campaign(shape, _with_unit(chosen, points), points, serve, limits, _say).run()
         if not done:
             _say(f"{shape.name}: time is up; run the same command again to go on")
 
 
-def _with_unit(names: Sequence[str]) -> tuple[System, ...]:
-    """In the order that they take turns in; objectives are multiples of what one of them gives a request alone."""
-    return tuple(SYSTEMS[name] for name in dict.fromkeys((*names, UNIT)))
+def _with_unit(names: Sequence[str], points: Points) -> tuple[System, ...]:
+    """In the order that they take turns in; objectives are multiples of what one of them gives a request alone, which
+    must be known."""
+    alone, _ = points.read()
+    return tuple(SYSTEMS[name] for name in dict.fromkeys((*names, *(() if UNIT in alone else (UNIT,)))))
 
 
 def _say(text: str) -> None:

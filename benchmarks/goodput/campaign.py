@@ -20,7 +20,7 @@ from benchmarks.goodput.cases import WARM_UP_REQUESTS, Cell, Shape, rate_rps, st
 from benchmarks.goodput.points import Measured, Points
 from benchmarks.goodput.rates import Bounds, Bracket, bracket, wanted
 from benchmarks.goodput.served import Served
-from benchmarks.goodput.systems import System
+from benchmarks.goodput.systems import SYSTEMS, System
 from splitserve.bench import open_loop
 from splitserve.bench.goodput import Judged, judged
 from splitserve.bench.run import Ending
@@ -115,7 +115,9 @@ class Campaign:
         """Of a system for one cell: where the best of the others is."""
         if system.told is None:
             return self._start
-        met = [self._brackets(other).get(system.told, Bracket(None, None)).met for other in self._systems]
+        unit = one_alone.unit_of(self.alone)
+        measured = {point.system for point in self.measured if system.told in SYSTEMS[point.system].cells}
+        met = [bracket(self.judged(name, system.told, unit)).met for name in measured]
         return max((step for step in met if step is not None), default=self._start)
 
     def _more_seeds(self, system: System, done: set[tuple[int, int]]) -> list[tuple[int, int]]:
