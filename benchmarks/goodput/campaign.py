@@ -56,6 +56,7 @@ class Campaign:
         self._serve, self._limits, self._say = serve, limits, say
         self.alone, self.measured = points.read()
         start = step_of(shape.start_rps)
+        self._factor = 1.0  # by which the machine was slower when that was last looked at for a system that is told
         self._start, self._bounds = start, Bounds(start - SPAN, start + SPAN)
 
     async def run(self) -> bool:
@@ -93,14 +94,30 @@ class Campaign:
             return True
         if self._late():
             return False
-        told = system.told.slo(one_alone.unit_of(self.alone)) if system.told is not None else None
+        told, factor = self._told(system), self._factor
         async with self._serve(system, told) as served:
             await self._warm_up(served)
             for step, seed in steps:
                 if self._late():
                     return False
+                if told is not None and not await self._still(system, served, factor):
+                    return True  # what it was told is no multiple of what a request alone gets now: once more
                 await self._point(system, served, step, seed)
         return True
+
+    def _told(self, system: System) -> Slo | None:
+        """As the machine is now."""
+        unit = one_alone.unit_of(self.alone)
+        if system.told is None:
+            return None
+        now = Alone(unit.ttft_s * self._factor, unit.ttft_per_token_s * self._factor, unit.tpot_s * self._factor)
+        return system.told.slo(now)
+
+    async def _still(self, system: System, served: Served, factor: float) -> bool:
+        """Whether the machine is as fast as the system was told."""
+        found = await one_alone.speed(served, self._shape.mean_prompt_tokens, 30_000, self._own(system))
+        self._factor = _beyond_normal(found)
+        return abs(found / factor - 1.0) <= NORMAL
 
     def _missing(self, system: System) -> list[tuple[int, int]]:
         """Steps and seeds, the most wanted first."""
@@ -165,7 +182,7 @@ class Campaign:
     async def _taken(self, system: System, served: Served, step: int, seed: int) -> Measured:
         prompt_tokens, own = self._shape.mean_prompt_tokens, self._own(system)
         before = await one_alone.speed(served, prompt_tokens, 10_000 + step, own)
-        factor = before if abs(before - 1.0) > NORMAL else 1.0
+        factor = self._factor if system.told is not None else _beyond_normal(before)
         requests = self._shape.requests(rate_rps(step) / factor, self._limits.requests, seed)
         limits = open_loop.Limits(deadline_s=float(requests.arrival_s[-1]) + GRACE_S)
         spent, began = served.cpu_s(), time.monotonic()
@@ -203,6 +220,10 @@ class Campaign:
         shares = ", ".join(f"{cell}: {found.timelines.met(cell.slo(unit)).mean():.0%}" for cell in slos)
         slower = f"; machine {found.slower:.2f} times as slow" if found.slower != 1.0 else ""
         return f"{found.system} at {rate_rps(found.step):.2f}/s (seed {found.seed}): {shares}{slower}"
+
+
+def _beyond_normal(slower: float) -> float:
+    return slower if abs(slower - 1.0) > NORMAL else 1.0
 
 
 def in_turn(systems: Sequence[System]) -> list[System]:

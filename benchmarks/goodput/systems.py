@@ -15,6 +15,7 @@ CHUNKS = (128, 512, 32, 1024, 64, 256)  # of colocated systems, in the order tha
 LARGER_CHUNKS = (2048, 4096, 8192)  # worth trying where a step computes so many tokens in no time
 SEPARATED_CHUNK = 1024  # a prompt or so: several in one step would all wait for the last
 MOST_SEQUENCES = 64
+LEAST_TTFT_S = 1e-6
 _TWO_POOLS = {"prefill": {"workers": 1}, "decode": {"workers": 1}}
 
 
@@ -115,5 +116,7 @@ def cluster(
 
 
 def _class(slo: Slo) -> dict[str, float]:
+    """An objective that grows with the prompt alone still has a beginning, as settings have it."""
     names = ("ttft_s", "ttft_per_token_s", "tpot_s", "itl_p99_s")
-    return {name: value for name in names if isfinite(value := getattr(slo, name))}
+    said = {name: value for name in names if isfinite(value := getattr(slo, name))}
+    return said | {"ttft_s": max(said["ttft_s"], LEAST_TTFT_S)}
