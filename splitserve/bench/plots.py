@@ -147,9 +147,9 @@ def ttft(axes: "Axes", runs: Sequence[Saved], slo: Slo) -> None:
     """Which share of all requests, of those that failed too, had their first token how soon."""
 
     def objectives_s(timelines: Timelines) -> Floats:
-        if not slo.ttft_per_token_s or timelines.prompt_tokens is None:
+        if timelines.prompt_tokens is None:
             return np.array([slo.ttft_s])
-        return np.asarray(slo.ttft_s + slo.ttft_per_token_s * timelines.prompt_tokens)
+        return np.atleast_1d(timelines.ttft_objective_s(slo))
 
     _distribution(axes, runs, "TTFT", lambda timelines: timelines.ttft_s, objectives_s)
 

@@ -113,14 +113,15 @@ class Timelines:
 
     def met(self, slo: Slo) -> npt.NDArray[np.bool_]:
         """Which requests meet all objectives. Raises ValueError for one that needs a column that is not known."""
-        met = (self.ttft_s <= self._ttft_objective_s(slo)) & (self.tpot_s <= slo.tpot_s)
+        met = (self.ttft_s <= self.ttft_objective_s(slo)) & (self.tpot_s <= slo.tpot_s)
         if math.isinf(slo.itl_p99_s):
             return met
         if self.itl_p99_s is None:
             raise ValueError("itl_p99_s can't be judged: of these requests only the first and last token are known")
         return np.asarray(met & (self.itl_p99_s <= slo.itl_p99_s))
 
-    def _ttft_objective_s(self, slo: Slo) -> float | npt.NDArray[np.float64]:
+    def ttft_objective_s(self, slo: Slo) -> float | npt.NDArray[np.float64]:
+        """Of each request, or of all alike. Raises ValueError if it needs lengths that are not known."""
         if not slo.ttft_per_token_s:
             return slo.ttft_s
         if self.prompt_tokens is None:

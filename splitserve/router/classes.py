@@ -1,11 +1,9 @@
 """SLO classes: what a request of each is to meet, who goes first, and how many did of late.
 
-Counted on the router's event loop, read by the thread that serves metrics too. What an objective means is `core/slo`'s;
-what follows from one is `routing`'s.
+Counted in a `Window`. What an objective means is `core/slo`'s; what follows from one is `routing`'s.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
@@ -14,10 +12,9 @@ from splitserve.core.config import DEFAULT_CLASS, Late, SloClass
 from splitserve.core.fleet import ClassStatus
 from splitserve.core.slo import Slo
 from splitserve.core.worker import Objectives
+from splitserve.router.window import Window
 from splitserve.routing.lengths import OutputLengths
 
-WINDOW_S = 300.0
-_SLOT_S = 10.0
 _USUAL_OUTPUT_TOKENS = 128  # while too few outputs have ended to tell
 
 
@@ -36,8 +33,7 @@ class Class:
 
 
 @dataclass(slots=True)
-class _Slot:
-    began: float
+class _Judged:
     ended: dict[str, int] = field(default_factory=dict)
     met: dict[str, int] = field(default_factory=dict)
 
@@ -48,9 +44,7 @@ class SloClasses:
     def __init__(self, settings: Mapping[str, SloClass], clock: Callable[[], float] = time.monotonic) -> None:
         self._classes = {name: _class(name, said) for name, said in settings.items()}
         self._classes.setdefault(DEFAULT_CLASS, _class(DEFAULT_CLASS, SloClass()))
-        self._clock = clock
-        self._began = clock()
-        self._slots: deque[_Slot] = deque([_Slot(self._began)])
+        self._window = Window(_Judged, clock)
         self._lengths = OutputLengths()
 
     @property
@@ -62,12 +56,7 @@ class SloClasses:
 
     def ended(self, name: str, met: bool, output_tokens: int = 0) -> None:
         """An output of this class has ended; `output_tokens` if it has all of them."""
-        now = self._clock()
-        if now - self._slots[-1].began >= _SLOT_S:
-            self._slots.append(_Slot(now))
-            while self._slots[0].began < now - WINDOW_S:
-                self._slots.popleft()
-        slot = self._slots[-1]
+        slot = self._window.now()
         slot.ended[name] = slot.ended.get(name, 0) + 1
         slot.met[name] = slot.met.get(name, 0) + met
         if output_tokens:
@@ -79,12 +68,10 @@ class SloClasses:
 
     def status(self) -> tuple[ClassStatus, ...]:
         """Of the last five minutes."""
-        now = self._clock()
-        slots = [slot for slot in tuple(self._slots) if slot.began >= now - WINDOW_S]
-        over_s = max(_SLOT_S, min(WINDOW_S, now - self._began))
+        slots, over_s = self._window.recent()
         return tuple(self._status(each, slots, over_s) for each in self._classes.values())
 
-    def _status(self, each: Class, slots: list[_Slot], over_s: float) -> ClassStatus:
+    def _status(self, each: Class, slots: list[_Judged], over_s: float) -> ClassStatus:
         ended = sum(slot.ended.get(each.name, 0) for slot in slots)
         met = sum(slot.met.get(each.name, 0) for slot in slots)
         slo = each.slo

@@ -1,23 +1,20 @@
 """What has come in of late, and how far it is from the workload that the cluster was planned for.
 
-Counted on the router's event loop in slots of time, read by the thread that serves metrics; a reading may miss the
-request that is being counted. How far is far, and what follows, is `splitserve plan watch`'s to say.
+Counted in a `Window`. How far is far, and what follows, is `splitserve plan watch`'s to say.
 """
 
 import time
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from splitserve.core.request import Usage
+from splitserve.router.window import Window
 from splitserve.telemetry.metrics import LENGTH_BUCKETS
 from splitserve.workload.drift import Histogram, Tolerance, Traffic, drift
 from splitserve.workload.workload import Summary
 
 BOUNDS = (*LENGTH_BUCKETS, float("inf"))  # tokens
-WINDOW_S = 300.0
-_SLOT_S = 10.0
 _UNKNOWN = float("nan")
 
 
@@ -30,8 +27,7 @@ class Planned:
 
 
 @dataclass(slots=True)
-class _Slot:
-    began: float
+class _Lengths:
     prompts: list[int] = field(default_factory=lambda: [0] * len(BOUNDS))
     outputs: list[int] = field(default_factory=lambda: [0] * len(BOUNDS))
 
@@ -41,18 +37,11 @@ class LiveTraffic:
 
     def __init__(self, planned: Planned, clock: Callable[[], float] = time.monotonic) -> None:
         self._planned = planned
-        self._clock = clock
-        self._began = clock()
-        self._slots: deque[_Slot] = deque([_Slot(self._began)])
+        self._window = Window(_Lengths, clock)
 
     def add(self, usage: Usage) -> None:
         """A request has ended well."""
-        now = self._clock()
-        if now - self._slots[-1].began >= _SLOT_S:
-            self._slots.append(_Slot(now))
-            while self._slots[0].began < now - WINDOW_S:
-                self._slots.popleft()
-        slot = self._slots[-1]
+        slot = self._window.now()
         slot.prompts[bisect_left(BOUNDS, usage.prompt_tokens)] += 1
         slot.outputs[bisect_left(BOUNDS, usage.output_tokens)] += 1
 
@@ -68,9 +57,7 @@ class LiveTraffic:
         return {"rate": found.rate_ratio, "prompt": found.prompt.ks, "output": found.output.ks}
 
     def _traffic(self) -> Traffic:
-        now = self._clock()
-        slots = [slot for slot in tuple(self._slots) if slot.began >= now - WINDOW_S]
+        slots, elapsed_s = self._window.recent()
         prompts = [sum(column) for column in zip(*(slot.prompts for slot in slots), strict=True)] or [0] * len(BOUNDS)
         outputs = [sum(column) for column in zip(*(slot.outputs for slot in slots), strict=True)] or [0] * len(BOUNDS)
-        elapsed_s = max(_SLOT_S, min(WINDOW_S, now - self._began))
         return Traffic(sum(prompts) / elapsed_s, Histogram(BOUNDS, tuple(prompts)), Histogram(BOUNDS, tuple(outputs)))

@@ -6,7 +6,8 @@ import pytest
 
 from splitserve.core.config import DEFAULT_CLASS, Late, SloClass
 from splitserve.core.worker import Objectives
-from splitserve.router.classes import WINDOW_S, SloClasses
+from splitserve.router.classes import SloClasses
+from splitserve.router.window import WINDOW_S
 
 
 class Clock:

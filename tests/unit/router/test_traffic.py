@@ -5,7 +5,8 @@ from math import isnan
 import numpy as np
 
 from splitserve.core.request import Usage
-from splitserve.router.traffic import WINDOW_S, LiveTraffic, Planned
+from splitserve.router.traffic import LiveTraffic, Planned
+from splitserve.router.window import WINDOW_S
 from splitserve.workload.workload import Quantiles, Summary
 
 PROMPTS = Quantiles(mean=505, p10=100, p25=250, p50=500, p75=750, p90=900, p99=990, longest=1000)
