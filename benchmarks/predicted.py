@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.goodput.alone import OUTPUT_TOKENS, UNIT, Alone, unit_of
+from benchmarks.goodput.alone import OUTPUT_TOKENS, Alone
 from benchmarks.goodput.campaign import SPAN
 from benchmarks.goodput.cases import (
     LONGEST_TOKENS,
@@ -34,7 +34,7 @@ from benchmarks.goodput.grid import Answer, answers
 from benchmarks.goodput.model import make_model
 from benchmarks.goodput.points import Measured
 from benchmarks.goodput.report import points_of
-from benchmarks.goodput.systems import MOST_SEQUENCES, SYSTEMS, System, engine
+from benchmarks.goodput.systems import MOST_SEQUENCES, SYSTEMS, UNIT, System, engine, unit_of
 from benchmarks.side_by_side import profiled
 from splitserve.core.slo import Timelines
 from splitserve.latency.fit import FittedLatency

@@ -22,14 +22,13 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.goodput.alone import UNIT
 from benchmarks.goodput.campaign import Campaign, Limits
 from benchmarks.goodput.cases import SHAPES, Shape, step_of
 from benchmarks.goodput.model import make_model
 from benchmarks.goodput.points import Points
 from benchmarks.goodput.report import points_of, written
 from benchmarks.goodput.served import Served, serving
-from benchmarks.goodput.systems import SYSTEMS, USUAL, System, cluster
+from benchmarks.goodput.systems import SYSTEMS, UNIT, USUAL, System, cluster
 from splitserve.core.slo import Slo
 
 OUT = Path(__file__).parents[1] / "results" / "goodput"

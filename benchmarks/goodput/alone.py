@@ -2,8 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,15 +36,6 @@ class Alone:
         """As it would have been on a machine as fast as `other` met, where both have the same steps."""
         factor = other.tpot_s / self.tpot_s
         return Alone(self.ttft_s * factor, self.ttft_per_token_s * factor, other.tpot_s)
-
-
-UNIT = "colocated-1024"  # reads most prompts in one step
-
-
-def unit_of(alone: Mapping[str, Alone]) -> Alone:
-    """What objectives are multiples of: TTFT as `UNIT` gives it, TPOT as the median system, since the steps of one
-    request are the same on all of them, and one measurement of them is good to a few percent only."""
-    return replace(alone[UNIT], tpot_s=statistics.median(one.tpot_s for one in alone.values()))
 
 
 async def measured(served: Served, prompt_tokens: int, seed: int) -> Alone:

@@ -20,7 +20,7 @@ from benchmarks.goodput.cases import WARM_UP_REQUESTS, Cell, Shape, rate_rps, st
 from benchmarks.goodput.points import Measured, Points
 from benchmarks.goodput.rates import Bounds, Bracket, bracket, wanted
 from benchmarks.goodput.served import Served
-from benchmarks.goodput.systems import SYSTEMS, System
+from benchmarks.goodput.systems import SYSTEMS, System, unit_of
 from splitserve.bench import open_loop
 from splitserve.bench.goodput import Judged, judged
 from splitserve.bench.run import Ending
@@ -107,7 +107,7 @@ class Campaign:
 
     def _told(self, system: System) -> Slo | None:
         """As the machine is now."""
-        unit = one_alone.unit_of(self.alone)
+        unit = unit_of(self.alone)
         if system.told is None:
             return None
         now = Alone(unit.ttft_s * self._factor, unit.ttft_per_token_s * self._factor, unit.tpot_s * self._factor)
@@ -132,7 +132,7 @@ class Campaign:
         """Of a system for one cell: where the best of the others is."""
         if system.told is None:
             return self._start
-        unit = one_alone.unit_of(self.alone)
+        unit = unit_of(self.alone)
         measured = {point.system for point in self.measured if system.told in SYSTEMS[point.system].cells}
         met = [bracket(self.judged(name, system.told, unit)).met for name in measured]
         return max((step for step in met if step is not None), default=self._start)
@@ -149,7 +149,7 @@ class Campaign:
         ]
 
     def _brackets(self, system: System) -> dict[Cell, Bracket]:
-        unit = one_alone.unit_of(self.alone)
+        unit = unit_of(self.alone)
         return {cell: bracket(self.judged(system.name, cell, unit)) for cell in system.cells}
 
     def _best_of_rivals(self, system: System) -> Mapping[Cell, int]:
@@ -209,13 +209,13 @@ class Campaign:
     def _own(self, system: System) -> Alone:
         """What a request alone got, at the one machine speed that all points are compared at."""
         own = self.alone[system.alone_as]
-        return own.at_speed_of(one_alone.unit_of(self.alone)) if system.idles else own
+        return own.at_speed_of(unit_of(self.alone)) if system.idles else own
 
     def _late(self) -> bool:
         return time.monotonic() > self._limits.until
 
     def _line(self, found: Measured) -> str:
-        unit = one_alone.unit_of(self.alone)
+        unit = unit_of(self.alone)
         slos = (next(iter(self._systems[0].cells)), *self._systems[0].cells[4:9:4])
         shares = ", ".join(f"{cell}: {found.timelines.met(cell.slo(unit)).mean():.0%}" for cell in slos)
         slower = f"; machine {found.slower:.2f} times as slow" if found.slower != 1.0 else ""

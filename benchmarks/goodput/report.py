@@ -4,12 +4,12 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.goodput.alone import UNIT, Alone, unit_of
+from benchmarks.goodput.alone import Alone
 from benchmarks.goodput.cases import ATTAINMENT, CELLS, ITL_CELLS, TPOT_CELLS, TTFT_TIMES, Cell, Shape, rate_rps, rows
 from benchmarks.goodput.figure import draw
 from benchmarks.goodput.grid import Answer, Best, answers
 from benchmarks.goodput.points import Measured, Points
-from benchmarks.goodput.systems import KINDS
+from benchmarks.goodput.systems import KINDS, UNIT, unit_of
 from splitserve.bench.goodput import Goodput, Ratio
 
 WIDTH = 24

@@ -1,11 +1,13 @@
 """What is compared, as `splitserve up` would start it: on each side two workers, one core or one GPU each."""
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from benchmarks.goodput.alone import Alone
 from benchmarks.goodput.cases import CELLS, DIAGONAL, LONGEST_TOKENS, TPOT_CELLS, Cell
 from splitserve.cli.local import merged
 from splitserve.core.config import DEFAULT_CLASS, read
@@ -78,6 +80,17 @@ SYSTEMS = {
 USUAL = tuple(
     name for name, system in SYSTEMS.items() if system.chunk not in LARGER_CHUNKS and system.told in (None, *DIAGONAL)
 )
+
+UNIT = "colocated-1024"  # reads most prompts in one step
+
+
+def unit_of(alone: Mapping[str, Alone]) -> Alone:
+    """What objectives are multiples of: TTFT as `UNIT` gives it, TPOT as the median system that idles, since the steps
+    of one request are the same on all of those, and one measurement of them is good to a few percent only."""
+    return replace(
+        alone[UNIT], tpot_s=statistics.median(one.tpot_s for name, one in alone.items() if SYSTEMS[name].idles)
+    )
+
 
 _VLLM = {"kind": "vllm", "dtype": "float32", "max_model_len": LONGEST_TOKENS, "enable_prefix_caching": False}
 _SIMULATED = {

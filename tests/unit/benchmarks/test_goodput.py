@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.goodput.alone import Alone, _line, unit_of
+from benchmarks.goodput.alone import Alone, _line
 from benchmarks.goodput.campaign import in_turn
 from benchmarks.goodput.cases import CELLS, SHAPES, TPOT_CELLS, WARM_UP_REQUESTS, Cell, rate_rps, step_of
 from benchmarks.goodput.grid import answers
 from benchmarks.goodput.points import Measured, Points
 from benchmarks.goodput.rates import Bounds, bracket, wanted
-from benchmarks.goodput.systems import SYSTEMS, cluster
+from benchmarks.goodput.systems import SYSTEMS, cluster, unit_of
 from splitserve.bench.goodput import Judged
 from splitserve.core.config import ClusterConfig
 from splitserve.core.slo import Timelines
@@ -134,11 +134,12 @@ def test_what_a_request_alone_got_is_compared_at_one_machine_speed() -> None:
     assert slow.at_speed_of(UNIT).slower_than(UNIT, 700) == pytest.approx(1.0)
 
 
-def test_objectives_are_multiples_of_the_ttft_of_whole_prompts_and_of_the_median_step() -> None:
-    whole = Alone(0.02, 0.0002, 0.009)
-    alone = {"push": Alone(0.1, 0.1, 0.007), "colocated-1024": whole, "pull": Alone(0.5, 0.1, 0.02)}
+def test_objectives_are_multiples_of_the_ttft_of_whole_prompts_and_of_the_median_step_on_idle_cores() -> None:
+    whole = Alone(0.02, 0.0002, 0.008)
+    alone = {"push": Alone(0.1, 0.1, 0.007), "colocated-1024": whole, "colocated-32": Alone(0.2, 0.1, 0.009)}
     assert unit_of(alone) == whole
-    assert unit_of({**alone, "colocated-32": Alone(0.2, 0.1, 0.006)}).tpot_s == pytest.approx(0.008)
+    assert unit_of({**alone, "pull": Alone(0.5, 0.1, 0.02)}) == whole
+    assert unit_of({**alone, "colocated-64": Alone(0.2, 0.1, 0.006)}).tpot_s == pytest.approx(0.0075)
 
 
 @pytest.mark.parametrize(
