@@ -42,6 +42,9 @@ def main() -> None:
     parser.add_argument("--start", type=float, metavar="RPS", help="where to look for rates; default: for one CPU core")
     parser.add_argument("--requests", type=int, default=100, help="of each point and seed")
     parser.add_argument("--seeds", type=int, default=3, help="at the rates around a goodput")
+    parser.add_argument(
+        "--confirm", action="store_true", help="no new rates: only further seeds around the goodputs found so far"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no point after so long")
     parser.add_argument(
         "--out", type=Path, default=OUT, help="finished points, tables and figures; default: %(default)s"
@@ -72,6 +75,7 @@ async def _measured(args: argparse.Namespace, shapes: Sequence[Shape], out: Path
         requests=SMOKE_REQUESTS if args.smoke else args.requests,
         until=time.monotonic() + args.minutes * 60.0,
         seeds=args.seeds,
+        confirm=args.confirm,
         steps=[step_of(rate) for rate in SMOKE_RATES_RPS] if args.smoke else None,
     )
     starts = itertools.count()

@@ -44,6 +44,7 @@ class Limits:
     until: float
     seeds: int = 3  # at the rates around goodput; elsewhere one
     steps: Sequence[int] | None = None  # fixed rates in place of a search
+    confirm: bool = False  # no new rates: only further seeds at those that the goodputs found so far lie between
 
 
 class Campaign:
@@ -124,6 +125,8 @@ class Campaign:
         done = {(point.step, point.seed) for point in self.measured if point.system == system.name}
         if self._limits.steps is not None:
             return [(step, 0) for step in self._limits.steps if (step, 0) not in done]
+        if self._limits.confirm:
+            return self._more_seeds(system, done)
         steps = wanted(self._brackets(system), self._best_of_rivals(system), self._bounds, self._start_of(system))
         found = [(step, 0) for step in steps if (step, 0) not in done]
         return found or self._more_seeds(system, done)
