@@ -1,33 +1,50 @@
-"""Decode admission by predicted peak memory beside admission by what is held now, simulated near full memory.
+"""Decode admission by predicted peak memory beside admission by what is held now, near full memory.
 
-    python -m benchmarks.admission                        # seconds
+    python -m benchmarks.admission                        # simulated: seconds
+    python -m benchmarks.admission --engine vllm          # one vLLM engine on one core: ten minutes
     python -m benchmarks.admission --json
 
-Two colocated workers whose KV memory, not their speed, limits them: the same requests, admitted as a worker does
-(`splitserve/routing/peak.py`) and by the blocks that decodes hold at the moment. Step times are those of the engine
-that `benchmarks.goodput` serves. Preempted decodes are computed anew, as vLLM does.
+Workers whose KV memory, not their speed, limits them: the same requests, admitted as a worker does
+(`splitserve/routing/peak.py`) and by the blocks that decodes hold at the moment. Simulated steps take what those of the
+engine that `benchmarks.goodput` serves take. Preempted decodes are computed anew, as vLLM does.
 """
 
 import argparse
 import json
+import os
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 
+from benchmarks.engine_queue import ByWhatIsHeld, EngineQueue
+from benchmarks.goodput.cases import LONGEST_TOKENS
+from benchmarks.goodput.model import make_model, vocabulary
 from benchmarks.scheduling import PROFILE, deployment_of, worker_of
+from splitserve.cli.build import build_engine, read_model
+from splitserve.core.config import VllmSettings, WorkerConfig
+from splitserve.core.worker import Pool
 from splitserve.latency.model import LatencyModel
 from splitserve.latency.profile import read
 from splitserve.planner.deployment import Role, WorkerSpec
 from splitserve.planner.simulator.simulate import simulate
+from splitserve.routing.admission import Capacity
 from splitserve.workload.named import workload
+from splitserve.workload.workload import Workload
 
 WORKERS = 2
 BLOCK_TOKENS = 16
 CASES = ((480, 6.0), (960, 8.5), (960, 9.0), (2000, 11.0))  # blocks of each worker, requests/s
 SPREADS = (0.4, 0.8)  # of lengths: sigma of their logarithms
 REQUESTS = 1500
+LIVE_BLOCKS, LIVE_BLOCK_TOKENS = 192, 32  # of one vLLM engine
+LIVE_CASES = ((0.4, 2.6), (0.8, 2.4))  # sigma, requests/s
+LIVE_REQUESTS = 240
+LIVE_WARM_UP = 40  # requests that tell how long outputs are; they are not judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +64,13 @@ class Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", type=Path, default=PROFILE, help="default: %(default)s")
+    parser.add_argument("--engine", choices=("sim", "vllm"), default="sim")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     args = parser.parse_args()
-    found = list(rows(read(args.profile).latency(), args.seed))
-    print(json.dumps([asdict(row) for row in found]) if args.json else "\n".join(table(found)))
+    live = args.engine == "vllm"
+    found = list(live_rows(args.seed) if live else rows(read(args.profile).latency(), args.seed))
+    print(json.dumps([asdict(row) for row in found]) if args.json else "\n".join(table(found, live)))
 
 
 def rows(latency: LatencyModel, seed: int) -> Iterator[Row]:
@@ -63,8 +82,8 @@ def rows(latency: LatencyModel, seed: int) -> Iterator[Row]:
 
 
 def _row(worker: WorkerSpec, sigma: float, rate_rps: float, seed: int) -> Row:
-    requests = workload(f"lognormal:prompt=250,output=250,sigma={sigma},limit={worker.max_model_len}")
-    outcome = simulate(deployment_of([worker] * WORKERS), requests.draw(REQUESTS, rate_rps, seed))
+    requests = _workload(sigma, worker.max_model_len).draw(REQUESTS, rate_rps, seed)
+    outcome = simulate(deployment_of([worker] * WORKERS), requests)
     lines = outcome.timelines
     return Row(
         sigma,
@@ -78,8 +97,52 @@ def _row(worker: WorkerSpec, sigma: float, rate_rps: float, seed: int) -> Row:
     )
 
 
-def table(found: Iterable[Row]) -> Iterator[str]:
-    yield f"{WORKERS} workers, {REQUESTS} requests of 250 prompt and 250 output tokens in the mean"
+def live_rows(seed: int) -> Iterator[Row]:
+    """One engine serves all of it; the two ways take turns."""
+    with tempfile.TemporaryDirectory(prefix="splitserve-admission-") as scratch:
+        path = make_model(Path(scratch) / "model")
+        settings = VllmSettings(
+            dtype="float32",
+            max_model_len=LONGEST_TOKENS,
+            block_size=LIVE_BLOCK_TOKENS,
+            max_num_seqs=128,
+            max_num_batched_tokens=256,
+            enable_prefix_caching=False,
+            extra={"num_gpu_blocks_override": LIVE_BLOCKS},
+        )
+        core = min(os.sched_getaffinity(0))
+        config = WorkerConfig(pool=Pool.DECODE, model=str(path), engine=settings, cpu_core=core)
+        engine = build_engine(config, read_model(config.model, config.served_model_name), uuid4().hex)
+        with EngineQueue(engine, vocabulary(path)) as queue:
+            for sigma, rate_rps in LIVE_CASES:
+                for account in (ByWhatIsHeld, Capacity):
+                    yield _live_row(queue, account, sigma, rate_rps, seed)
+
+
+def _live_row(queue: EngineQueue, account: type[Capacity], sigma: float, rate_rps: float, seed: int) -> Row:
+    by = "peak" if account is Capacity else "now"
+    requests = _workload(sigma, LONGEST_TOKENS).draw(LIVE_REQUESTS, rate_rps, seed)
+    lines, preemptions = queue.serve(requests, seed, account, lambda line: print(f"{by}, {line}", file=sys.stderr))
+    judged = slice(LIVE_WARM_UP, None)
+    return Row(
+        sigma,
+        queue.info.total_blocks,
+        rate_rps,
+        by,
+        preemptions,
+        float(np.quantile(lines.ttft_s[judged], 0.9)),
+        float(np.quantile(lines.tpot_s[judged], 0.99)),
+        float(lines.last_token.max()),
+    )
+
+
+def _workload(sigma: float, longest: int) -> Workload:
+    return workload(f"lognormal:prompt=250,output=250,sigma={sigma},limit={longest}")
+
+
+def table(found: Iterable[Row], live: bool) -> Iterator[str]:
+    who = f"one vLLM engine, {LIVE_REQUESTS}" if live else f"{WORKERS} workers, {REQUESTS}"
+    yield f"{who} requests of 250 prompt and 250 output tokens in the mean"
     yield "sigma  blocks  requests/s  admitted by  preemptions  TTFT p90, s  TPOT p99, ms  all ended after, s"
     for row in found:
         yield (

@@ -64,4 +64,7 @@ def _best(columns: Mapping[str, tuple[Judged, ...]], kind: str) -> Best | None:
 
 
 def _ratio(over: tuple[Judged, ...], under: tuple[Judged, ...]) -> Ratio:
-    return ratio_of(over, under, ATTAINMENT)
+    """Of the seeds that both were measured with: other requests may be harder."""
+    both = {point.seed for point in over} & {point.seed for point in under}
+    mine, others = ([point for point in points if point.seed in both] for points in (over, under))
+    return ratio_of(mine, others, ATTAINMENT)

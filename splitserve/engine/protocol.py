@@ -36,7 +36,8 @@ class EngineInfo:
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
     """KV blocks by what holds them. free + quarantined + held by running requests and pinned sends = total. `counts`
-    is history, of which two loads with the same blocks may differ."""
+    and `preemptions`, of requests that lost their blocks and were computed anew, are history, of which two loads with
+    the same blocks may differ."""
 
     free_blocks: int
     pinned_blocks: int  # of ended prefills whose KV is still being sent
@@ -44,6 +45,7 @@ class EngineLoad:
     in_flight_bytes: int = 0  # of WRITEs to other workers
     counts: KvCounts = field(default_factory=KvCounts, compare=False)
     pace: Pace = field(default=Pace(), compare=False)
+    preemptions: int = field(default=0, compare=False)
 
 
 def unheard(_: TransferEnd) -> None:

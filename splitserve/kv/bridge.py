@@ -60,6 +60,12 @@ class Free(msgspec.Struct, tag="free", frozen=True):
     blocks: int
 
 
+class Preempted(msgspec.Struct, tag="preempted", frozen=True):
+    """Requests that lost their blocks and are computed anew, since the scheduler started."""
+
+    requests: int
+
+
 class Paced(msgspec.Struct, tag="paced", frozen=True):
     """How the scheduler's decodes stand."""
 
@@ -87,7 +93,7 @@ class HandOver(msgspec.Struct, tag="hand_over", frozen=True):
     at_end: bool
 
 
-FromConnector = Started | Ended | Held | Free | Paced | Armed
+FromConnector = Started | Ended | Held | Free | Preempted | Paced | Armed
 ToConnector = Connect | HandOver
 OnMessage = Callable[[FromConnector], None]
 

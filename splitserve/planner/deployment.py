@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from splitserve.latency.model import LatencyModel
+from splitserve.routing.admission import PREFILL_STEPS_AHEAD
 
 
 class Role(StrEnum):
@@ -44,6 +45,7 @@ class WorkerSpec:
     `node` is where it sits. `kv_blocks` of `block_tokens` tokens each are what its GPUs have left beside the weights.
     `cold_start_s`: seconds from the simulation's start until it takes its first request. `admits_by_peak`: as a worker
     does, it takes no decode that its decodes will leave no room for (`routing/peak`); else by what they hold now.
+    `steps_ahead`: prompts for so many steps are sent to it, and wait for the others in the router.
     """
 
     role: Role
@@ -57,6 +59,7 @@ class WorkerSpec:
     prefix_caching: bool = True
     cold_start_s: float = 0.0
     admits_by_peak: bool = True
+    steps_ahead: int = PREFILL_STEPS_AHEAD
 
 
 @dataclass(frozen=True, slots=True)

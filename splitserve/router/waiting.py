@@ -99,7 +99,7 @@ class WaitingRequests:
         self._picky: dict[Need, list[_Waiter]] = {}  # by what they want, their tokens apart
         self._number = 0
         self._last_bound_at: float | None = None
-        self._bind_gap_s = 0.0
+        self._bind_gaps, self._bind_gap_s = 0, 0.0
 
     def __len__(self) -> int:
         return len(self._waiters) + sum(map(len, self._picky.values()))
@@ -263,7 +263,9 @@ class WaitingRequests:
     def _note_bound(self, now: float) -> None:
         """The gap to the next counts if there is somebody to bind all the while."""
         if self._last_bound_at is not None:
-            self._bind_gap_s += _NEW_GAP_WEIGHT * (now - self._last_bound_at - self._bind_gap_s)
+            self._bind_gaps += 1
+            weight = max(_NEW_GAP_WEIGHT, 1.0 / self._bind_gaps)  # the plain mean until enough are known
+            self._bind_gap_s += weight * (now - self._last_bound_at - self._bind_gap_s)
         self._last_bound_at = now if len(self) > 1 else None
 
     def _turn_in_s(self, place: Place) -> float:

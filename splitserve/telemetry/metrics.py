@@ -206,6 +206,7 @@ class WorkerState:
     parked_blocks: int = 0
     in_flight_bytes: int = 0
     counts: KvCounts = field(default_factory=KvCounts)
+    preemptions: int = 0
 
 
 class WorkerMetrics:
@@ -231,7 +232,7 @@ class WorkerMetrics:
             registry=registry,
         )
         self._transfers = _TransferMetrics(registry)
-        self._counts = _CountsOfTransfers(registry)
+        self._counts = _EngineCounts(registry)
 
     def watch(self, state: Callable[[], WorkerState]) -> None:
         """`state` is called from the thread that scrapes; it only reads."""
@@ -242,7 +243,7 @@ class WorkerMetrics:
         self._blocks.labels("pinned").set_function(lambda: state().load.pinned_blocks)
         self._blocks.labels("quarantined").set_function(lambda: state().load.quarantined_blocks)
         self._in_flight.set_function(lambda: state().in_flight_bytes)
-        self._counts.read = lambda: state().counts
+        self._counts.read = state
 
     def stepped(self, jobs: int, tokens: int) -> None:
         """One engine step that gave news."""
@@ -304,15 +305,21 @@ class _TransferMetrics:
             self._throughput.labels(side).observe(stats.bytes / stats.writing_s)
 
 
-class _CountsOfTransfers(Collector):
-    """Counters that the transfer service keeps; read when they are scraped."""
+class _EngineCounts(Collector):
+    """Counters that the engine and its transfer service keep; read when they are scraped."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.read: Callable[[], KvCounts] = KvCounts
+        self.read: Callable[[], WorkerState] | None = None
         registry.register(self)
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        counts = self.read()
+        state = self.read() if self.read is not None else None
+        counts = state.counts if state is not None else KvCounts()
+        yield CounterMetricFamily(
+            "splitserve_worker_preemptions",
+            "Requests that lost their KV blocks to others and were computed anew",
+            value=state.preemptions if state is not None else 0,
+        )
         for name, text, value in (
             ("written_bytes", "KV written to other workers", counts.written_bytes),
             ("writes", "WRITEs posted", counts.writes),

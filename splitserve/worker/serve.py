@@ -175,6 +175,7 @@ class Worker:
             self._capacity.parked_blocks,
             outlived.in_flight_bytes,
             outlived.counts,
+            outlived.preemptions,
         )
         for link in self._links.values():
             link.nudge()

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.goodput.alone import UNIT
 from benchmarks.goodput.campaign import Campaign, Limits
 from benchmarks.goodput.cases import SHAPES
 from benchmarks.goodput.points import Points
 from benchmarks.goodput.report import written
 from benchmarks.goodput.served import Served, serving
-from benchmarks.goodput.systems import SYSTEMS, System, cluster
+from benchmarks.goodput.systems import SYSTEMS, UNIT, System, cluster
 from splitserve.cli.build import DEMO_MODEL
 from splitserve.core.slo import Slo
 

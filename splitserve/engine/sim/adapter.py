@@ -202,6 +202,7 @@ class SimEngine:
             transfers.pinned_blocks,
             transfers.quarantined_blocks,
             pace=self._paced.pace(self._batch, time.monotonic()),
+            preemptions=self._schedule.preemptions,
         )
         if self._deltas:
             deltas, self._deltas = self._deltas, []

@@ -66,6 +66,7 @@ class Schedule:
 
     def __init__(self, pool: BlockPool, block_size: int, max_sequences: int, max_batched_tokens: int) -> None:
         self.pool = pool
+        self.preemptions = 0
         self._block_size = block_size
         self._max_sequences = max_sequences
         self._max_batched_tokens = max_batched_tokens
@@ -135,6 +136,7 @@ class Schedule:
 
     def _preempt(self, victim: Sequence) -> None:
         self.release(victim)
+        self.preemptions += 1
         victim.computed = 0
         self.add(victim)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from splitserve.core.errors import ConfigError
 from splitserve.core.worker import KvCounts, KvFormat, KvPeer, Pace, TransferEnd
 from splitserve.engine.protocol import EngineLoad
-from splitserve.kv.bridge import Armed, Ended, Free, FromConnector, Held, Paced, Started
+from splitserve.kv.bridge import Armed, Ended, Free, FromConnector, Held, Paced, Preempted, Started
 from splitserve.kv.source_ticket import merged
 from splitserve.kv.transfer import TransferKey
 
@@ -32,6 +32,7 @@ class ConnectorState:
         self._held: dict[int, Held] = {}
         self._free = Free(-1)
         self._pace = Pace()
+        self._preemptions = 0
         self._ends: dict[tuple[TransferKey, bool], list[Ended]] = {}  # until all ranks have said theirs
         self._handed: set[TransferKey] = set()
 
@@ -42,6 +43,8 @@ class ConnectorState:
                     self._started[message.rank] = message
                 case Free():
                     self._free = message
+                case Preempted():
+                    self._preemptions = message.requests
                 case Paced():
                     self._pace = message.pace
                 case Held():
@@ -79,6 +82,7 @@ class ConnectorState:
             sum(each.in_flight_bytes for each in held),
             _summed([each.counts for each in held]),
             self._pace,
+            self._preemptions,
         )
 
     def _wait(self, holds: Callable[[], bool], what: str) -> None:

@@ -19,7 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPull
 
 from splitserve.core.config import CudaGraphs, KvTransferSettings
 from splitserve.core.worker import Pace
-from splitserve.kv.bridge import Armed, ConnectorEnd, Free, HandOver, Paced, ToConnector
+from splitserve.kv.bridge import Armed, ConnectorEnd, Free, HandOver, Paced, Preempted, ToConnector
 from splitserve.kv.connector.grammar import start_grammar
 from splitserve.kv.connector.model import group_of, kv_groups, rank_of
 from splitserve.kv.connector.scheduler import SchedulerHalf, StepMetadata
@@ -37,12 +37,13 @@ if TYPE_CHECKING:
 
 
 class Reports:
-    """Scheduler half of both connectors: tells the adapter how many blocks are free, also after the last step, and how
-    decodes stand."""
+    """Scheduler half of both connectors: tells the adapter how many blocks are free, also after the last step, who was
+    preempted, and how decodes stand."""
 
     _pool: "BlockPool | None" = None
     _reports: ConnectorEnd | None = None
     _told = -1
+    _preempted = 0
 
     def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
         self._pool = gpu_block_pool
@@ -57,6 +58,12 @@ class Reports:
         """Called by our scheduler (`engine/vllm/scheduler`)."""
         assert self._reports is not None
         self._reports.tell(Paced(pace))
+
+    def _report_preempted(self, output: "SchedulerOutput") -> None:
+        if output.preempted_req_ids:
+            assert self._reports is not None
+            self._preempted += len(output.preempted_req_ids)
+            self._reports.tell(Preempted(self._preempted))
 
     def _report_free(self) -> None:
         assert self._pool is not None
@@ -127,6 +134,7 @@ class PushConnector(Reports, CompletionHooks, KVConnectorBase_V1, SupportsHMA): 
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> StepMetadata:
         self._report_free()
+        self._report_preempted(scheduler_output)
         return self._scheduler.step(scheduler_output)
 
     def request_finished(self, request: "Request", block_ids: list[int]) -> tuple[bool, None]:
@@ -194,6 +202,7 @@ class PullConnector(Reports, NixlPullConnector):  # type: ignore[misc]
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
         self._report_free()
+        self._report_preempted(scheduler_output)
         return super().build_connector_meta(scheduler_output)
 
     def has_pending_push_work(self) -> bool:

@@ -3,7 +3,7 @@
 from splitserve.core.fleet import Health
 from splitserve.core.worker import KvFormat, KvMode, Pool, WorkerInfo
 from splitserve.planner.deployment import Role, WorkerSpec
-from splitserve.routing.admission import PREFILL_STEPS_AHEAD, Limits
+from splitserve.routing.admission import Limits
 from splitserve.routing.candidate import Candidate
 
 _POOL = {Role.PREFILL: Pool.PREFILL, Role.DECODE: Pool.DECODE, Role.COLOCATED: Pool.DECODE}
@@ -28,7 +28,7 @@ class Room:
         self.growth_blocks = 0
         self.free_sequences = max(1, spec.max_sequences - 1)  # one stays free for a prefill: `admission.Capacity`
         self.prefill_tokens = 0
-        self.prefill_token_limit = PREFILL_STEPS_AHEAD * spec.max_batched_tokens
+        self.prefill_token_limit = spec.steps_ahead * spec.max_batched_tokens
         self.parked_limit_blocks = limits.parked_limit
         self.running = 0
         self.draining = False

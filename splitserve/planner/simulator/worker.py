@@ -8,16 +8,12 @@ At every boundary between steps it retires what has ended, takes in what has arr
 - both: one round at a time. With pipeline stages a round is one microbatch per stage, each with its share of the
   decodes.
 
-What prompts being computed, parked and pinned KV hold is counted in whole blocks; of running decodes the expected
-number: half a block per sequence is unused. Out of blocks, the sequence that joined last is preempted and computed
-anew.
-It is one event loop's: nothing here waits.
+Out of blocks (`memory`), the sequence that joined last is preempted and computed anew. It is one event loop's: nothing
+here waits.
 """
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
-from heapq import heappop, heappush
 
 import numpy as np
 import numpy.typing as npt
@@ -26,18 +22,20 @@ from splitserve.kv.layout import blocks_for
 from splitserve.latency.model import Step, pairs
 from splitserve.planner.deployment import WorkerSpec
 from splitserve.planner.simulator.clock import Clock
+from splitserve.planner.simulator.decodes import Decodes
 from splitserve.planner.simulator.journal import NEVER, Journal
 from splitserve.planner.simulator.links import Links
+from splitserve.planner.simulator.memory import Memory
 from splitserve.planner.simulator.outcome import WorkerUse
+from splitserve.planner.simulator.pacing import Pacing
 from splitserve.planner.simulator.prefix_cache import PrefixCache
 from splitserve.planner.simulator.room import candidate_of
 from splitserve.planner.simulator.router import Router
 from splitserve.planner.simulator.stretch import Stretch
 from splitserve.routing.admission import decode_blocks
 from splitserve.routing.lengths import OutputLengths
-from splitserve.routing.pace import Batch, Pacer, Prompt
-from splitserve.routing.peak import Expectations, growth_blocks, peak_tokens
-from splitserve.routing.slack import TOO_SHORT, slack_of
+from splitserve.routing.pace import Batch, Prompt
+from splitserve.routing.slack import TOO_SHORT
 from splitserve.workload.requests import Prefixes
 
 
@@ -52,21 +50,6 @@ class Reading:
     left: int
     done: int = 0
     kv_ready: float = 0.0  # when the last byte that was sent arrives
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """A running decode: `context` tokens when it joined, at step `since`; it ends after step `until`."""
-
-    request: int
-    context: int
-    since: int
-    until: int
-    share: float = 0.0  # of outputs that it is taken to be longer than: `routing/peak`
-    expected: int = 0
-    running: bool = True
-    first_token: float = 0.0
-    made: int = 0
 
 
 Chunk = tuple[Reading, int, bool]  # of which prompt, how many tokens, whether they are its last
@@ -91,8 +74,6 @@ class Worker:
         self.number = number
         self.spec = spec
         self.candidate, self._room = candidate_of(spec, number, tpot_s)
-        self._pacer = Pacer(spec.latency)
-        self._tpot_s = tpot_s if self._pacer.least_step_s < tpot_s else NEVER  # of decodes; NEVER: prompts heed none
         self._clock = clock
         self._journal = journal
         self._links = links
@@ -112,23 +93,15 @@ class Worker:
         self._last_end = 0.0
         # Decodes
         self._arrived: list[int] = []  # their KV is here; they join at the next boundary
-        self._sequences = 0
-        self._context = 0  # tokens of all running sequences
-        self._step = 0  # decode steps done
-        self._ends: list[tuple[int, int, Sequence]] = []  # heap of (until, request, sequence)
-        self._joined: list[Sequence] = []  # in that order; the last one is preempted first
-        self._paced: list[Sequence] = []
+        self._decodes = Decodes()
         self._parked: set[int] = set()
-        self._lengths = lengths
-        self._expectations = Expectations()
-        self._peak: int | None = None  # tokens of its decodes at their fullest moment; None: to be worked out
+        self._pacing = Pacing(spec.latency, tpot_s, self._decodes, self._decode_s, clock, journal, lengths)
         self._stretch: Stretch | None = None
         self._round: list[Chunk] | None = None  # the chunks of a mixed round under way
         self._wake_number = 0
         self._deciding = False
         # Memory and use
-        self._held = 0  # blocks of all but running sequences
-        self._peak_blocks = 0
+        self._memory = Memory(spec, self._room, self._decodes, self._tokens_to_come)
         self._busy_s = 0.0
         self._served = 0
         self._preemptions = 0
@@ -138,7 +111,7 @@ class Worker:
     @property
     def longest(self) -> int:
         """Tokens of prompt and output that it can hold at most."""
-        return min(self.spec.max_model_len, self.spec.kv_blocks * self._block)
+        return self._memory.longest
 
     # What the router asks for ------------------------------------------------------------------------------------
     def compute(self, request: int, to: "Worker | None" = None) -> None:
@@ -150,20 +123,20 @@ class Worker:
         self._room.prefill_tokens += tokens
         self._room.running += 1
         if local:
-            self._peak = None
             self._room.free_sequences -= 1
-        self._hold(blocks)
         self._prompts.append(prompt)
+        self._memory.changes()
+        self._memory.hold(blocks)
         self._nudge()
 
     def park(self, request: int) -> None:
         """Blocks for KV that is on its way."""
         blocks = decode_blocks(self._journal.prompt[request], self._block)
         self._parked.add(request)
-        self._peak = None
         self._room.free_sequences -= 1
         self._room.parked_limit_blocks -= blocks
-        self._hold(blocks)
+        self._memory.changes()
+        self._memory.hold(blocks)
 
     def received(self, request: int) -> None:
         """The KV is here."""
@@ -175,7 +148,7 @@ class Worker:
 
     def use(self, simulated_s: float) -> WorkerUse:
         busy = self._busy_s / simulated_s if simulated_s else 0.0
-        peak = self._peak_blocks / self.spec.kv_blocks
+        peak = self._memory.peak_blocks / self.spec.kv_blocks
         name = self.candidate.info.name
         return WorkerUse(name, str(self.spec.role), self._served, min(1.0, busy), peak, self._preemptions)
 
@@ -214,8 +187,8 @@ class Worker:
         if freed:
             self._router.changed(self)
         self._take_in()
-        if self._tpot_s != NEVER:
-            self.candidate.slack_s = self._slack_s(TOO_SHORT)
+        if self._pacing.heeds:
+            self.candidate.slack_s = self._pacing.slack_s(TOO_SHORT)
             self.candidate.changed()
         self._run()
         self._deciding = False
@@ -224,7 +197,7 @@ class Worker:
         """Books what ran until now; whether that made room."""
         now, stretch, freed = self._clock.now, self._stretch, False
         if stretch is not None:
-            self._advance(stretch.steps)
+            self._decodes.advance(stretch.steps)
             self._busy_s += now - stretch.began
             self._stretch = None
             freed = self._retire()
@@ -234,31 +207,19 @@ class Worker:
             freed = True
         return freed
 
-    def _advance(self, steps: int) -> None:
-        self._step += steps
-        self._context += self._sequences * steps
-
     def _retire(self) -> bool:
         """Sequences whose last token is out leave."""
-        ends, retired = self._ends, False
-        while ends and ends[0][0] <= self._step:
-            _, request, sequence = heappop(ends)
-            if sequence.running:
-                sequence.running = False
-                self._sequences -= 1
-                self._context -= sequence.context + self._step - sequence.since
-                self._expectations.lengths.add(self._journal.output[request])
-                self._peak = None
-                self._end(request)
-                retired = True
-        if retired or ends:
-            self._see_blocks()
-        return retired
+        ended = self._decodes.ended()
+        for sequence in ended:
+            self._memory.expectations.lengths.add(self._journal.output[sequence.request])
+            self._memory.changes()
+            self._end(sequence.request)
+        self._memory.see()
+        return bool(ended)
 
     def _end(self, request: int) -> None:
         self._journal.last_token[request] = self._clock.now
-        if self._tpot_s != NEVER:
-            self._lengths.add(self._journal.output[request])
+        self._pacing.ended(self._journal.output[request])
         self._room.free_sequences += 1
         self._room.running -= 1
         self._served += 1
@@ -276,7 +237,7 @@ class Worker:
 
     def _cached(self, blocks: npt.NDArray[np.int64]) -> None:
         assert self._cache is not None
-        self._router.cached(self, self._cache.add(blocks, self._free() * self._block))
+        self._router.cached(self, self._cache.add(blocks, self._memory.free * self._block))
 
     def _take_in(self) -> None:
         """What has arrived joins the batch; what was preempted gets its blocks back if there is room."""
@@ -284,80 +245,45 @@ class Worker:
             journal = self._journal
             for request in self._arrived:
                 prompt = journal.prompt[request]
-                self._held -= decode_blocks(prompt, self._block)
+                self._memory.held -= decode_blocks(prompt, self._block)
                 left = journal.output[request] - self._prefill_answers
                 if left:
                     self._join(request, prompt + self._prefill_answers, left)
                 else:
                     self._end(request)
             self._arrived.clear()
-            self._see_blocks()
-        while self._preempted and self._free() >= self._preempted[0].blocks:
+            self._memory.see()
+        while self._preempted and self._memory.free >= self._preempted[0].blocks:
             prompt_again = self._preempted.popleft()
-            self._hold(prompt_again.blocks)
+            self._memory.wanted -= prompt_again.blocks
             self._prompts.appendleft(prompt_again)
+            self._memory.hold(prompt_again.blocks)
 
     def _join(self, request: int, context: int, left: int) -> None:
-        sequence = Sequence(request, context, self._step, self._step + left, self._expectations.share())
-        self._peak = None
-        heappush(self._ends, (sequence.until, request, sequence))
-        self._joined.append(sequence)
-        self._sequences += 1
-        self._context += context
+        made = self._journal.output[request] - left
+        sequence = self._decodes.join(request, context, left, made, self._memory.expectations.share())
+        self._memory.changes()
         if self._journal.first_token[request] != NEVER:
-            self._pace(sequence, self._journal.output[request] - left)
-        if len(self._joined) > 4 * self._sequences + 64:
-            self._joined = [each for each in self._joined if each.running]
-
-    def _pace(self, sequence: Sequence, made: int) -> None:
-        """Its first token is out, or its time known, and so when the next ones are due: of `made` there were at the
-        step since which it runs."""
-        if self._tpot_s != NEVER:
-            first = self._journal.first_token[sequence.request]
-            sequence.first_token, sequence.made = first, made
-            self._paced.append(sequence)
-
-    def _slack_s(self, share: float) -> float:
-        """Until the next step must have ended, for every decode to keep its objective, but for a `share` of them whose
-        outputs may turn out too short."""
-        self._paced = [each for each in self._paced if each.running]
-        if not self._paced:
-            return NEVER
-        step_s = self._decode_s(self._sequences, self._context)
-        now, step, tpot_s, lengths = self._clock.now, self._step, self._tpot_s, self._lengths
-        return min(
-            slack_of(now - each.first_token, each.made + step - each.since, tpot_s, step_s, lengths, share)
-            for each in self._paced
-        )
-
-    def _until_first_tokens_s(self) -> float:
-        """For how long a step may keep those waiting whose KV is on its way: their first tokens take another one."""
-        now, due = self._clock.now, self._journal.due
-        left = [due[request] - now for request in self._parked]
-        step_s = self._decode_s(self._sequences + 1, self._context)
-        return min((left_s - step_s for left_s in left if left_s > step_s), default=NEVER)
+            self._pacing.add(sequence)
 
     def _run(self) -> None:
         """What runs until the next boundary."""
         if self._in_flight:
             return
-        if self._sequences and self._prompts:
+        if self._decodes.count and self._prompts:
             self._begin_round()
-        elif self._sequences:
+        elif self._decodes.count:
             self._begin_stretch()
         elif self._prompts:
             self._begin_prefill()
 
     # Decodes only ------------------------------------------------------------------------------------------------
     def _begin_stretch(self) -> None:
-        room = self._steps_of_room()
-        while room < 1 and self._sequences > 1:
+        decodes, memory = self._decodes, self._memory
+        while memory.steps_of_room() < 1 and decodes.count > 1:
             self._preempt()
-            room = self._steps_of_room()
-        while not self._ends[0][2].running:
-            heappop(self._ends)
-        n, context = self._sequences, self._context
-        steps = max(1, min(self._ends[0][0] - self._step, max(1, room)))
+        n, context = decodes.count, decodes.context
+        steps = max(1, min(decodes.steps_to_an_end(), memory.steps_of_room()))
         first_s = self._decode_s(n, context)
         more_s = (self._decode_s(n, context + n * (steps - 1)) - first_s) / (steps - 1) if steps > 1 else 0.0
         now = self._clock.now
@@ -375,31 +301,20 @@ class Worker:
     def _note_first_tokens(self, time: float) -> None:
         """Whoever joined just now has its first token after the first step."""
         first_token = self._journal.first_token
-        for sequence in reversed(self._joined):
-            if sequence.since != self._step:
-                break
+        for sequence in self._decodes.newcomers():
             if first_token[sequence.request] == NEVER:
                 first_token[sequence.request] = time
-                self._pace(sequence, 0)
-
-    def _steps_of_room(self) -> int:
-        """Decode steps until the blocks run out."""
-        n = self._sequences
-        free_tokens = (self.spec.kv_blocks - self._held) * self._block - n * (self._block - 1) // 2 - self._context
-        return free_tokens // n
+                self._pacing.add(sequence)
 
     def _preempt(self) -> None:
-        victim = self._joined.pop()
-        while not victim.running:
-            victim = self._joined.pop()
-        victim.running = False
-        context = victim.context + self._step - victim.since
-        self._sequences -= 1
-        self._context -= context
+        victim = self._decodes.pop_last()
+        context = victim.context + self._decodes.step - victim.since
+        left = victim.until - self._decodes.step
         self._preemptions += 1
-        self._peak = None
         blocks = decode_blocks(context, self._block)
-        self._preempted.append(Reading(victim.request, context, blocks, None, victim.until - self._step))
+        self._preempted.append(Reading(victim.request, context, blocks, None, left))
+        self._memory.wanted += blocks
+        self._memory.changes()
 
     # Prompts -----------------------------------------------------------------------------------------------------
     def _begin_prefill(self) -> None:
@@ -421,7 +336,7 @@ class Worker:
     def _next_prefill(self, _: None) -> None:
         """The first stage is free while the others compute."""
         waits = self._in_flight and self._prompts and self._clock.now >= self._stage_free_at
-        if waits and not self._sequences and not self._arrived:
+        if waits and not self._decodes.count and not self._arrived:
             self._begin_prefill()
 
     def _prefill_ended(self, chunks: list[Chunk]) -> None:
@@ -494,33 +409,34 @@ class Worker:
             journal.kv_ready[request] = now
         if journal.first_token[request] == NEVER:
             journal.first_token[request] = now
-        self._held -= prompt.blocks
+        self._memory.held -= prompt.blocks
         if prompt.left > 1:
             self._join(request, prompt.tokens + 1, prompt.left - 1)
         else:
             self._end(request)
-        self._see_blocks()
+        self._memory.see()
 
     def _sent(self, prompt: Reading) -> None:
         """All of its KV is where it is decoded: the blocks here are free."""
         assert prompt.to is not None
         self._journal.kv_ready[prompt.request] = self._clock.now
         self._served += 1
-        self._hold(-prompt.blocks)
+        self._memory.hold(-prompt.blocks)
         prompt.to.received(prompt.request)
         self._router.changed(self)
 
     # Both --------------------------------------------------------------------------------------------------------
     def _begin_round(self) -> None:
-        if self._steps_of_room() < 1 and self._sequences > 1:
+        running = self._decodes
+        if self._memory.steps_of_room() < 1 and running.count > 1:
             self._preempt()
-        now, stages, n = self._clock.now, self._stages, self._sequences
+        now, stages, n = self._clock.now, self._stages, running.count
         share, rest = divmod(n, stages)
         round_s = longest_s = 0.0
         chunks: list[Chunk] = []
         for stage in range(stages):
             decodes = share + (stage < rest)
-            context = self._context * decodes // n
+            context = running.context * decodes // n
             some, step = self._chunks(self._prompt_tokens(decodes, context), decodes, context)
             if step.prefills or step.decodes:
                 chunks += some
@@ -536,49 +452,14 @@ class Worker:
     def _prompt_tokens(self, decodes: int, context: int) -> int:
         """How many a step may compute beside so many decodes."""
         most = self.spec.max_batched_tokens - decodes
-        if self._tpot_s == NEVER or not self._prompts:
+        if not self._pacing.heeds or not self._prompts:
             return most
         head = self._prompts[0]
-        prompt = Prompt(head.tokens - head.done, head.done, self._journal.due[head.request] - self._clock.now)
-        return self._pacer.chunk(prompt, Batch(decodes, context), most, self._tpot_s, self._within_s)
+        due_in_s = self._journal.due[head.request] - self._clock.now
+        prompt = Prompt(head.tokens - head.done, head.done, due_in_s)
+        return self._pacing.chunk(prompt, Batch(decodes, context), most, self._parked)
 
-    def _within_s(self, share: float) -> float:
-        return min(self._slack_s(share), self._until_first_tokens_s())
-
-    # Memory ------------------------------------------------------------------------------------------------------
-    def _hold(self, blocks: int) -> None:
-        self._held += blocks
-        self._see_blocks()
-
-    def _used(self) -> int:
-        n = self._sequences
-        return self._held + -(-(self._context + n * (self._block - 1) // 2) // self._block)
-
-    def _free(self) -> int:
-        return self.spec.kv_blocks - self._used()
-
-    def _see_blocks(self) -> None:
-        used = self._used()
-        self._room.free_blocks = max(0, self.spec.kv_blocks - used - sum(each.blocks for each in self._preempted))
-        self._room.growth_blocks = self._growth_blocks(used)
-        if used > self._peak_blocks:
-            self._peak_blocks = used
-
-    def _growth_blocks(self, used: int) -> int:
-        """As `admission.Capacity` reckons it; but while half of the blocks are free nothing is kept back."""
-        if not self.spec.admits_by_peak or 2 * used < self.spec.kv_blocks or not self._expectations.known:
-            return 0
-        coming = [self._journal.prompt[request] for request in self._parked]
-        coming += [prompt.tokens for prompt in (*self._prompts, *self._preempted) if prompt.to is None]
-        if self._peak is None:
-            more = self._expectations.lengths.remaining(0, 0.5)
-            self._peak = peak_tokens([*self._to_come(), *((tokens, more) for tokens in coming), (0, more)])
-        return growth_blocks(self._peak, self._context + sum(coming), self.spec.kv_blocks, self._block)
-
-    def _to_come(self) -> Iterator[tuple[int, int]]:
-        for each in self._joined:
-            if each.running:
-                made = self._journal.output[each.request] - (each.until - self._step)
-                if made >= each.expected:
-                    each.expected = self._expectations.tokens(each.share, made, self.longest)
-                yield each.context + self._step - each.since, max(0, each.expected - made)
+    def _tokens_to_come(self) -> list[int]:
+        """Of each prompt whose decode is to run here and does not yet."""
+        parked = [self._journal.prompt[request] for request in self._parked]
+        return parked + [prompt.tokens for prompt in (*self._prompts, *self._preempted) if prompt.to is None]

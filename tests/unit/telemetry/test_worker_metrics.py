@@ -107,13 +107,14 @@ def test_gauges_and_counts_read_the_worker_when_they_are_scraped(scraped: Scrape
     states = [WorkerState(LOAD)]
     scraped.metrics.watch(lambda: states[-1])
     assert scraped("kv_writes_total") == scraped("kv_in_flight_bytes") == 0
-    states.append(WorkerState(LOAD, 1, 5, 512, KvCounts(4096, 16, 2, 3, 1, {"register for no claim": 4})))
+    states.append(WorkerState(LOAD, 1, 5, 512, KvCounts(4096, 16, 2, 3, 1, {"register for no claim": 4}), 6))
     read = {state: scraped("kv_blocks", state=state) for state in ("free", "parked", "pinned", "quarantined")}
     assert read == {"free": 90, "parked": 5, "pinned": 2, "quarantined": 4}
     assert (scraped("running_jobs"), scraped("parked_jobs"), scraped("kv_in_flight_bytes")) == (3, 1, 512)
     names = ("written_bytes", "writes", "cancels", "leases", "expired_leases")
     assert [scraped(f"kv_{name}_total") for name in names] == [4096, 16, 2, 3, 1]
     assert scraped("kv_dropped_messages_total", kind="register for no claim") == 4
+    assert scraped("preemptions_total") == 6
 
 
 def test_jobs_are_counted_by_how_they_ended(scraped: Scraped) -> None:

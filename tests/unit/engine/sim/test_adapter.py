@@ -183,6 +183,7 @@ def test_preempted_sequences_end_with_the_same_tokens() -> None:
         runs = [tight.submit(a_decode(prompt, greedy(50))) for prompt in prompts]
         assert [run.wait().tokens for run in runs] == [run.wait().tokens for run in expected]
         tight.wait_at_rest()
+        assert tight.engine.load().preemptions > roomy.engine.load().preemptions == 0
 
 
 def test_a_preempted_prefill_still_delivers_all_of_its_kv() -> None:

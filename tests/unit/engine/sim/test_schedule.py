@@ -172,7 +172,7 @@ def test_out_of_blocks_the_last_sequence_is_preempted_and_starts_anew() -> None:
     step(of)
     plan = step(of)
     assert (plan.preempted, planned(plan)) == ([last], [("first", 1)])
-    assert (last.table, last.computed) == ([], 0)
+    assert (last.table, last.computed, of.preemptions) == ([], 0, 1)
     of.remove(first)
     of.release(first)
     assert planned(step(of)) == [("last", 9)], "with the token that it had made"

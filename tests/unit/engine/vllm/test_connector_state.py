@@ -5,7 +5,7 @@ import pytest
 from splitserve.core.worker import KvCounts, Pace, TransferEnd, TransferStats
 from splitserve.engine.protocol import EngineLoad
 from splitserve.engine.vllm.connector_state import ConnectorState
-from splitserve.kv.bridge import Ended, Free, Held, Paced
+from splitserve.kv.bridge import Ended, Free, Held, Paced, Preempted
 from splitserve.kv.ticket import TransferKey
 
 KEY = TransferKey("t", 1)
@@ -50,8 +50,10 @@ def test_blocks_are_those_of_the_fullest_rank_and_all_else_is_summed(state: Stat
     state.connector.hear(Free(90))
     state.connector.hear(Held(0, 3, 0, 100, KvCounts(1000, 10, 1, 2, 0, {"late": 1})))
     state.connector.hear(Held(1, 2, 1, 50, KvCounts(500, 5, 0, 1, 1, {"late": 2, "odd": 1})))
+    state.connector.hear(Preempted(7))
     load = state.connector.load
     assert load == EngineLoad(90, 3, 1, 150)
+    assert load.preemptions == 7
     assert load.counts == KvCounts(1500, 15, 1, 3, 1, {"late": 3, "odd": 1})
 
 
