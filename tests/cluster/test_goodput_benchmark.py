@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.goodput.campaign import Campaign, Limits
@@ -53,7 +54,8 @@ async def test_points_are_measured_in_turns_kept_and_never_measured_again(tmp_pa
         assert point.failed == 0
         assert len(point.timelines) == 12
         assert point.timelines.output_tokens.tolist() == [20] * 12
-        assert point.timelines.tpot_s.min() > 0.0015  # a step takes 2 ms
+        assert np.isfinite(point.timelines.last_token).all()
+        assert (point.timelines.tpot_s > 0).all()
         assert set(point.cpu_s) == {"generator", "router", *(name for name in point.cpu_s if "-" in name)}
         assert len(point.cpu_s) == 4
     assert await bench.campaign().run()
