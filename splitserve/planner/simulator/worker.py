@@ -308,7 +308,7 @@ class Worker:
 
     def _preempt(self) -> None:
         victim = self._decodes.pop_last()
-        context = victim.context + self._decodes.step - victim.since
+        context = self._decodes.context_of(victim)
         left = victim.until - self._decodes.step
         self._preemptions += 1
         blocks = decode_blocks(context, self._block)
