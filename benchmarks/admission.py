@@ -27,6 +27,7 @@ from benchmarks.goodput.model import make_model, vocabulary
 from benchmarks.scheduling import PROFILE, deployment_of, worker_of
 from splitserve.cli.build import build_engine, read_model
 from splitserve.core.config import VllmSettings, WorkerConfig
+from splitserve.core.slo import Timelines
 from splitserve.core.worker import Pool
 from splitserve.latency.model import LatencyModel
 from splitserve.latency.profile import read
@@ -84,17 +85,8 @@ def rows(latency: LatencyModel, seed: int) -> Iterator[Row]:
 def _row(worker: WorkerSpec, sigma: float, rate_rps: float, seed: int) -> Row:
     requests = _workload(sigma, worker.max_model_len).draw(REQUESTS, rate_rps, seed)
     outcome = simulate(deployment_of([worker] * WORKERS), requests)
-    lines = outcome.timelines
-    return Row(
-        sigma,
-        worker.kv_blocks,
-        rate_rps,
-        "peak" if worker.admits_by_peak else "now",
-        sum(use.preemptions for use in outcome.workers),
-        float(np.quantile(lines.ttft_s, 0.9)),
-        float(np.quantile(lines.tpot_s, 0.99)),
-        float(lines.last_token.max()),
-    )
+    by, preemptions = "peak" if worker.admits_by_peak else "now", sum(use.preemptions for use in outcome.workers)
+    return _seen(sigma, worker.kv_blocks, rate_rps, by, preemptions, outcome.timelines)
 
 
 def live_rows(seed: int) -> Iterator[Row]:
@@ -123,15 +115,21 @@ def _live_row(queue: EngineQueue, account: type[Capacity], sigma: float, rate_rp
     by = "peak" if account is Capacity else "now"
     requests = _workload(sigma, LONGEST_TOKENS).draw(LIVE_REQUESTS, rate_rps, seed)
     lines, preemptions = queue.serve(requests, seed, account, lambda line: print(f"{by}, {line}", file=sys.stderr))
-    judged = slice(LIVE_WARM_UP, None)
+    return _seen(sigma, queue.info.total_blocks, rate_rps, by, preemptions, lines, LIVE_WARM_UP)
+
+
+def _seen(
+    sigma: float, blocks: int, rate_rps: float, by: str, preemptions: int, lines: Timelines, warm_up: int = 0
+) -> Row:
+    """What came of all but the first `warm_up` requests."""
     return Row(
         sigma,
-        queue.info.total_blocks,
+        blocks,
         rate_rps,
         by,
         preemptions,
-        float(np.quantile(lines.ttft_s[judged], 0.9)),
-        float(np.quantile(lines.tpot_s[judged], 0.99)),
+        float(np.quantile(lines.ttft_s[warm_up:], 0.9)),
+        float(np.quantile(lines.tpot_s[warm_up:], 0.99)),
         float(lines.last_token.max()),
     )
 
