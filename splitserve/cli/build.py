@@ -3,16 +3,17 @@
 vLLM is imported here alone, and only for a worker that asks for it.
 """
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from splitserve.cli.process import end_with_parent, say_ready
 from splitserve.cli.talk import API_KEY_VARIABLE
@@ -20,6 +21,7 @@ from splitserve.core.collecting import collect_rarely
 from splitserve.core.config import LatencySource, RouterConfig, TlsSettings, WorkerConfig
 from splitserve.core.errors import ConfigError
 from splitserve.core.exposure import check_router, check_worker
+from splitserve.core.files import Watched
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import WorkerInfo
 from splitserve.engine.protocol import Engine
@@ -33,6 +35,8 @@ from splitserve.router.traffic import Planned
 from splitserve.rpc.channel import Access
 from splitserve.rpc.tls import read_server
 from splitserve.telemetry import logs
+from splitserve.telemetry.health import Probes, loop_fault
+from splitserve.telemetry.http import WatchServer
 from splitserve.telemetry.metrics import RouterMetrics, WorkerMetrics
 from splitserve.telemetry.traces import tracing
 from splitserve.worker.serve import Worker, serve
@@ -51,8 +55,10 @@ async def run_router(config: RouterConfig, ready_fd: int | None, parent: int | N
     """Until it is drained. Raises ConfigError."""
     _begin(parent, config.debug)
     check_router(config)
-    model, registry = read_model(config.model, config.served_model_name), CollectorRegistry()
-    with metrics_served(config.metrics, registry, config.tls) as metrics, tracing("splitserve-router") as tracer:
+    model, registry = read_model(config.model, config.served_model_name), process_registry()
+    probes = Probes()
+    served = metrics_served(config.metrics, registry, config.tls, probes=probes)
+    with served as metrics, tracing("splitserve-router") as tracer:
         router = Router(config, model, RouterMetrics(registry), _planned(config.plan), tracer)
         try:
             await router.start()
@@ -61,6 +67,7 @@ async def run_router(config: RouterConfig, ready_fd: int | None, parent: int | N
                 raise
             raise ConfigError("listen (--listen)", str(error)) from error
         async with http_served(config, router, model, registry) as http:
+            probes.live, probes.ready = partial(loop_fault, asyncio.get_running_loop()), router.unready
             collect_rarely()
             say_ready(ready_fd, {"role": "router", "address": router.address, "http": http, "metrics": metrics})
             await serve_until_signal(router)
@@ -86,6 +93,7 @@ async def http_served(
         registry,
         Limits(body_mib=config.max_body_mib, stall_s=config.limits.client_stall_s),
         TokenizerVocabulary(model.path),
+        {"this router": router.oversight} if config.console else None,
     )
     try:
         await server.start()
@@ -102,8 +110,9 @@ async def run_worker(config: WorkerConfig, ready_fd: int | None, parent: int | N
     """Until it is drained; returns its exit code. Raises ConfigError."""
     _begin(parent)
     check_worker(config)
-    model, registry = read_model(config.model, config.served_model_name), CollectorRegistry()
-    served = metrics_served(config.metrics, registry, config.metrics_tls, "metrics_tls")
+    model, registry = read_model(config.model, config.served_model_name), process_registry()
+    probes, loop = Probes(), asyncio.get_running_loop()
+    served = metrics_served(config.metrics, registry, config.metrics_tls, "metrics_tls", probes)
     with served as metrics, tracing("splitserve-worker") as tracer:
         bound = config.model_copy(update={"metrics": metrics or None})
 
@@ -114,6 +123,7 @@ async def run_worker(config: WorkerConfig, ready_fd: int | None, parent: int | N
 
         engine = build_engine(bound, model, uuid4().hex)
         worker = Worker(bound, model, engine, WorkerMetrics(registry), partial(router_access, bound), tracer)
+        probes.live, probes.ready = lambda: loop_fault(loop) or worker.engine_fault(), worker.unready
         return await serve(worker, on_ready)
 
 
@@ -171,37 +181,67 @@ def _latency(source: LatencySource | None) -> LatencyModel | None:
     return known.latency
 
 
+def process_registry() -> CollectorRegistry:
+    """Of this process's metrics; its CPU time, memory and open files are there from the start."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return registry
+
+
 @contextmanager
 def metrics_served(
-    address: str | None, registry: CollectorRegistry, tls: TlsSettings | None = None, setting: str = "tls"
+    address: str | None,
+    registry: CollectorRegistry,
+    tls: TlsSettings | None = None,
+    setting: str = "tls",
+    probes: Probes | None = None,
 ) -> Iterator[str]:
-    """Prometheus over HTTP, or HTTPS, on a thread of its own; yields host:port, "" for none. Raises ConfigError if it
-    is taken or what `tls` names can't be used. A renewed certificate is taken up at the next start."""
+    """Prometheus and probes over HTTP, or HTTPS, on threads of their own; yields host:port, "" for none. Raises
+    ConfigError if it is taken or what `tls` names can't be used."""
     if address is None:
         yield ""
         return
     host, _, port = address.rpartition(":")
+    contexts = _contexts(tls, setting) if tls is not None else None
     try:
-        server, thread = start_http_server(int(port), host.strip("[]"), registry, **_https(tls, setting))
+        server = WatchServer(host.strip("[]"), int(port), registry, probes or Probes(), contexts)
     except OSError as error:
         raise ConfigError(
             "metrics (--metrics)", f"can't listen on {address} ({error.strerror}); choose another"
         ) from error
     try:
-        yield f"{host}:{server.server_port}"
+        yield f"{host}:{server.port}"
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        server.close()
 
 
-def _https(tls: TlsSettings | None, setting: str) -> dict[str, Any]:
-    """Raises ConfigError."""
-    if tls is None:
-        return {}
+def _contexts(tls: TlsSettings, setting: str) -> Callable[[], ssl.SSLContext]:
+    """The files' context as they are now; the former one while they can't be used. Raises ConfigError."""
+    files = [file for file in (tls.certificate, tls.key, tls.client_ca) if file is not None]
+    watched, logger = Watched(files, lambda: _context(tls, setting)), logs.Logger("tls")
+    current = watched.first
+
+    def now() -> ssl.SSLContext:
+        nonlocal current
+        try:
+            current = watched.look() or current
+        except ConfigError as error:
+            logger.warning("renewed certificate not usable; the former one stays", reason=str(error))
+        return current
+
+    return now
+
+
+def _context(tls: TlsSettings, setting: str) -> ssl.SSLContext:
+    """Certificates are asked for, and insisted on where they are needed: a probe shows none. Raises ConfigError."""
     read_server(tls, setting)
-    asked = {"client_cafile": tls.client_ca, "client_auth_required": True} if tls.client_ca is not None else {}
-    return {"certfile": tls.certificate, "keyfile": tls.key, **asked}
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(tls.certificate, tls.key)
+    if tls.client_ca is not None:
+        context.load_verify_locations(tls.client_ca)
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context
 
 
 def _begin(parent: int | None, debug: bool = False) -> None:

@@ -1,5 +1,8 @@
 """`splitserve gateway`: OpenAI-compatible HTTP in front of routers that run elsewhere."""
 
+import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +13,10 @@ from splitserve.core.config import parse, read
 from splitserve.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from prometheus_client import CollectorRegistry
+
     from splitserve.client import AsyncClient
     from splitserve.gateway.config import GatewayConfig
     from splitserve.gateway.serve import HttpServer
@@ -34,6 +41,10 @@ def gateway(
         float | None, typer.Option(min=0, help="Seconds that requests get to end on SIGTERM. [30]")
     ] = None,
     max_body_mib: Annotated[int | None, typer.Option(min=1, help="Largest body of a request, MiB. [32]")] = None,
+    console: Annotated[bool | None, typer.Option(help="Serve the operators' page at /console. [yes]")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Prometheus address, host:port; /livez and /readyz are there too.")
+    ] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(rich_help_panel=_SECURITY, help="PEM file: its certificate; makes it HTTPS.")
     ] = None,
@@ -69,6 +80,8 @@ def gateway(
         "model": model,
         "drain_timeout_s": drain_timeout,
         "max_body_mib": max_body_mib,
+        "console": console,
+        "metrics": metrics,
         "tls": {name: str(file) for name, file in files.items() if file is not None} or None,
         "router_tls": router_tls.model_dump() if router_tls is not None else None,
         "insecure": insecure or None,
@@ -80,29 +93,48 @@ def gateway(
 
 async def run_gateway(config: "GatewayConfig", ready_fd: int | None, parent: int | None) -> None:
     """Until it is drained. Raises ConfigError."""
+
+    from splitserve.cli.build import metrics_served, process_registry
     from splitserve.cli.process import end_with_parent, say_ready, stop_signals
     from splitserve.client import AsyncClient
     from splitserve.core.exposure import check_address
+    from splitserve.rpc.channel import addresses
     from splitserve.telemetry import logs
+    from splitserve.telemetry.health import Probes, loop_fault
 
     if parent is not None:
         end_with_parent(parent)
     logs.configure()
     check_address("listen", config.listen, {"tls": config.tls is not None}, config.insecure)
-    async with AsyncClient(config.router, tls=config.router_tls) as client:
-        server = _server(config, client)
+    check_address("metrics", config.metrics, {"tls": config.tls is not None}, config.insecure)
+    registry, probes = process_registry(), Probes()
+    async with AsyncClient(config.router, tls=config.router_tls) as client, AsyncExitStack() as stack:
+        bound = stack.enter_context(metrics_served(config.metrics, registry, config.tls, probes=probes))
+        routers = addresses(config.router) if config.console else []
+        each = {router: AsyncClient(router, tls=config.router_tls) for router in routers}
+        for one in each.values():
+            await stack.enter_async_context(one)
+        server = _server(config, client, each, registry)
         try:
             await server.start()
         except ConfigError as error:
             raise ConfigError("listen (--listen)", str(error)) from error
         stop = stop_signals()
-        say_ready(ready_fd, {"role": "gateway", "address": server.address, "router": config.router})
+        probes.live = partial(loop_fault, asyncio.get_running_loop())
+        probes.ready = lambda: "it drains" if stop.is_set() else ""
+        facts = {"role": "gateway", "address": server.address, "router": config.router, "metrics": bound}
+        say_ready(ready_fd, facts)
         await stop.wait()
         await server.drain(config.drain_timeout_s)
         await server.stop()
 
 
-def _server(config: "GatewayConfig", client: "AsyncClient") -> "HttpServer":
+def _server(
+    config: "GatewayConfig",
+    client: "AsyncClient",
+    overseen: "Mapping[str, AsyncClient]",
+    registry: "CollectorRegistry",
+) -> "HttpServer":
     """Not started yet. Raises ConfigError for files that can't be used."""
     from splitserve.cli.build import read_model
     from splitserve.gateway.endpoints import Limits
@@ -115,6 +147,8 @@ def _server(config: "GatewayConfig", client: "AsyncClient") -> "HttpServer":
         RemoteBackend(client),
         config.listen,
         ssl_context(config.tls) if config.tls is not None else None,
+        registry,
         limits=Limits(config.max_body_mib, config.body_timeout_s, config.client_stall_s),
         vocabulary=TokenizerVocabulary(read_model(config.model, "").path) if config.model is not None else None,
+        overseen=overseen,
     )

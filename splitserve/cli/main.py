@@ -21,6 +21,7 @@ from splitserve.cli.plan import app as plan
 from splitserve.cli.profile import profile
 from splitserve.cli.simulate import simulate
 from splitserve.cli.supervisor import StartFailed
+from splitserve.cli.top import top
 from splitserve.cli.workload import workload
 from splitserve.core.config import RouterConfig, SettingsT, WorkerConfig, parse, read
 from splitserve.core.errors import ConfigError, SplitserveError
@@ -141,7 +142,12 @@ def router(
     model: Annotated[str | None, typer.Option(help="Model directory, for its tokenizer; or `demo`.")] = None,
     listen: Annotated[str | None, typer.Option(help="gRPC address, host:port.")] = None,
     http: Annotated[str | None, typer.Option(help="OpenAI-compatible HTTP address; none unless said.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Prometheus address, host:port.")] = None,
+    console: Annotated[
+        bool | None, typer.Option(help="Serve the operators' page at /console of the HTTP address. [yes]")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Prometheus address, host:port; /livez and /readyz are there too.")
+    ] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(rich_help_panel=SECURITY, help="PEM file: its certificate, for gRPC and metrics.")
     ] = None,
@@ -168,6 +174,7 @@ def router(
         model=model,
         listen=listen,
         http=http,
+        console=console,
         metrics=metrics,
         tls=tls,
         api_keys=str(api_keys) if api_keys else None,
@@ -184,6 +191,16 @@ def worker(
     engine: Annotated[str | None, typer.Option(help="vllm or sim.")] = None,
     router: Annotated[list[str] | None, typer.Option(help="Router to join, host:port; repeat for several.")] = None,
     name: Annotated[str | None, typer.Option(help="Shown in tables and metrics.")] = None,
+    kv_host: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SPLITSERVE_KV_HOST",
+            help="This machine's address at which workers on other machines reach its KV. [127.0.0.1: none do]",
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Prometheus address, host:port; /livez and /readyz are there too.")
+    ] = None,
     ca: Annotated[
         Path | None, typer.Option(rich_help_panel=SECURITY, help="PEM file: the CA that vouches for the routers.")
     ] = None,
@@ -213,6 +230,8 @@ def worker(
         engine=kind,
         routers=router or None,
         name=name,
+        kv_transfer={"host": kv_host} if kv_host else None,
+        metrics=metrics,
         router_tls=_files(ca=ca, certificate=cert, key=key),
         api_key_file=str(api_key_file) if api_key_file else None,
         insecure=insecure or None,
@@ -236,6 +255,7 @@ def _settings(kind: type[SettingsT], file: Path | None, **options: object) -> Se
 app.command(epilog="Example:  splitserve gateway --router 10.0.0.5:50051,10.0.0.6:50051 --model demo")(gateway)
 app.command(epilog='Example:  splitserve generate --chat "Who is Emma?" --max-tokens 60 --temperature 0')(generate)
 app.command(epilog="Examples:  splitserve status --watch  ·  splitserve status --json")(status)
+app.command(epilog="Examples:  splitserve top --router 10.0.0.5:50051  ·  splitserve top --once --json")(top)
 app.command(epilog="Example:  splitserve drain decode-0")(drain)
 app.command(epilog="Example:  splitserve migrate 3f2c --to decode-1")(migrate)
 app.command(epilog="Example:  splitserve pool decode-0 prefill")(pool)

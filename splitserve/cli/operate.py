@@ -2,13 +2,13 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from math import isfinite
 from typing import Annotated
 
 import typer
 
+from splitserve.cli.live import plain, show_live
 from splitserve.cli.talk import (
     DEFAULT_ROUTER,
     ApiKey,
@@ -38,16 +38,14 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Again every second, until Ctrl-C.")] = False,
     explain: Annotated[str, typer.Option(metavar="REQUEST", help="Why this request has its workers, or waits.")] = "",
 ) -> None:
-    """Show the fleet: who serves, what each worker holds, what waits."""
+    """Show the fleet: who serves, what each worker holds, what waits. See `splitserve top` for latency and requests."""
     with router_at(router, ca, cert, key, api_key) as client:
         looks = _looks(lambda: client.explain(explain) if explain else client.fleet(), watch)
         if as_json:
             for seen in looks:
-                print(json.dumps(_plain(asdict(seen))), flush=True)
-        elif watch:
-            _watch(looks)
+                print(json.dumps(plain(asdict(seen))), flush=True)
         else:
-            _print(next(looks))
+            _show(looks, watch)
 
 
 def drain(
@@ -113,15 +111,6 @@ def _say(as_json: bool, sentence: str, **facts: object) -> None:
     print(json.dumps(facts) if as_json else sentence)
 
 
-def _plain(value: object) -> object:
-    """JSON has no infinity: null, where there is none of something."""
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
-
-
 def _looks(look: Callable[[], Seen], watch: bool) -> Iterator[Seen]:
     yield look()
     while watch:
@@ -129,19 +118,12 @@ def _looks(look: Callable[[], Seen], watch: bool) -> Iterator[Seen]:
         yield look()
 
 
-def _print(seen: Seen) -> None:
+def _show(looks: Iterator[Seen], watch: bool) -> None:
     from rich.console import Console
 
     from splitserve.cli.fleet_view import view
 
-    Console().print(view(seen))
-
-
-def _watch(looks: Iterable[Seen]) -> None:
-    from rich.live import Live
-
-    from splitserve.cli.fleet_view import view
-
-    with Live(auto_refresh=False) as live:
-        for seen in looks:
-            live.update(view(seen), refresh=True)
+    if watch:
+        show_live(map(view, looks))
+    else:
+        Console().print(view(next(looks)))

@@ -23,7 +23,7 @@ from splitserve.client.calls import (
 from splitserve.client.many import Shared
 from splitserve.core.config import ClientTls
 from splitserve.core.errors import SplitserveError
-from splitserve.core.fleet import Explanation, FleetStatus, WorkerStatus
+from splitserve.core.fleet import Explanation, FleetStatus, RunningRequests, WorkerStatus
 from splitserve.core.request import Chat, Chunk, GenerateRequest, Model, SamplingParams
 from splitserve.core.worker import Pool
 from splitserve.rpc import convert
@@ -127,9 +127,19 @@ class AsyncClient:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
-    async def fleet(self) -> FleetStatus:
-        """Who serves, and what each holds."""
-        return convert.fleet_status_from_proto(await _answer(lambda: self._admin.GetFleet(admin_pb2.GetFleetRequest())))
+    async def fleet(self, bearer: str = "") -> FleetStatus:
+        """Who serves, and what each holds. `bearer` is an API key for this call alone."""
+        request = admin_pb2.GetFleetRequest()
+        return convert.fleet_status_from_proto(
+            await _answer(lambda: self._admin.GetFleet(request, timeout=ASK_WITHIN_S, metadata=shown(bearer)))
+        )
+
+    async def requests(self, most: int = 0, bearer: str = "") -> RunningRequests:
+        """What waits and runs in the router, the newest `most` (0: a hundred) of it; at most a thousand."""
+        request = admin_pb2.ListRequestsRequest(most=most)
+        return convert.running_requests_from_proto(
+            await _answer(lambda: self._admin.ListRequests(request, timeout=ASK_WITHIN_S, metadata=shown(bearer)))
+        )
 
     async def explain(self, request_id: str) -> Explanation:
         """Why a request that waits or runs has the workers that it has. Raises InvalidRequest for one that does

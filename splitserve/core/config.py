@@ -91,7 +91,9 @@ class KvTransferSettings(Settings):
         KvBuffer.AUTO,
         description="host takes as much host memory as the KV cache and a copy at each end; auto avoids both if it can",
     )
-    host: str = Field("127.0.0.1", description="address the KV control channel binds; peers must reach it")
+    host: str = Field(
+        "127.0.0.1", description="this machine's address for KV, control channel and transport; peers must reach it"
+    )
 
 
 class VllmSettings(Settings):
@@ -153,6 +155,11 @@ class SimSettings(Settings):
     decode_token_s: float = Field(0.0001, ge=0, description="per decoding sequence in a step")
     context_token_s: float = Field(0.0, ge=0, description="per token of context read by decoding sequences")
     latency: LatencySource | None = Field(None, description="in place of these four")
+    transport: Literal["auto", "shm", "tcp"] = Field(
+        "auto",
+        description="how KV moves: shared memory within a machine, TCP between machines; auto: shm where "
+        "kv_transfer.host is loopback. The same on every worker",
+    )
     loras: list[str] = Field(default_factory=list, description="names of adapters; each makes other tokens")
     tool_parser: Literal["sim"] | None = Field(None, description="outputs of chats may call tools")
     reasoning_parser: Literal["sim"] | None = Field(None, description="outputs of chats begin with reasoning")
@@ -282,6 +289,7 @@ class RouterConfig(Settings):
     http: Address | None = Field(
         None, description="OpenAI-compatible HTTP in this process; `up` takes 127.0.0.1:8000, a router by itself none"
     )
+    console: bool = Field(True, description="serve the operators' page at /console, where there is HTTP")
     metrics: Address | None = Field("127.0.0.1:9400", description="Prometheus address")
     model: str = Field("demo", description="model directory, for its tokenizer and chat template")
     served_model_name: str = Field("", description="default: the directory's name")

@@ -17,6 +17,8 @@
 `rpc/status.py` maps each to a gRPC status; a test asserts that none is missing.
 """
 
+from enum import StrEnum
+
 
 class SplitserveError(Exception):
     """Base of every error that splitserve raises on purpose."""
@@ -43,12 +45,27 @@ class PermissionDenied(SplitserveError):
     """The caller's API key lacks the scope that the call needs."""
 
 
-class Overloaded(SplitserveError):
-    """The router's queue is full, or the caller's API key is over a limit."""
+class Limit(StrEnum):
+    """What was at its limit, as programs are told (`docs/api.md`). Names that were given out stay."""
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    STREAMS = "STREAMS"  # requests of this router: limits.streams
+    CALL_STREAMS = "CALL_STREAMS"  # of one KServe call
+    QUEUE = "QUEUE"  # max_waiting_requests
+    SLO_CLASS = "SLO_CLASS"  # its class is one of `late: refuse`, and its first token would come late
+    KEY_CONCURRENT_REQUESTS = "KEY_CONCURRENT_REQUESTS"  # of the caller's API key
+    KEY_REQUESTS_PER_MINUTE = "KEY_REQUESTS_PER_MINUTE"
+    KEY_TOKENS_PER_MINUTE = "KEY_TOKENS_PER_MINUTE"
+    SLOW_CLIENT = "SLOW_CLIENT"  # limits.client_stall_s, limits.client_buffer_tokens
+    UNSAID = "OVERLOADED"  # whoever refused did not say
+
+
+class Overloaded(SplitserveError):
+    """The router's queue is full, or the caller's API key is over a limit: `limit` says which it is."""
+
+    def __init__(self, message: str, retry_after_s: float, limit: Limit = Limit.UNSAID) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.limit = limit
 
 
 class DeadlineExceeded(SplitserveError):

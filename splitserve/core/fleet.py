@@ -1,6 +1,6 @@
 """What an operator sees of a fleet: plain values. Who is in it: `router/membership`; what each holds: routing/fleet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from splitserve.core.worker import Load, Pool, WorkerInfo
@@ -17,7 +17,8 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """`pool` is what the router uses it for now. Times are seconds; `seconds_since_token` is -1 before the first."""
+    """`pool` is what the router uses it for now. Times are seconds; `seconds_since_token` is -1 before the first.
+    `step_s`: what a step with decodes takes of late, as the router hears them come; -1 before the second."""
 
     worker: WorkerInfo
     pool: Pool
@@ -27,6 +28,27 @@ class WorkerStatus:
     seconds_since_token: float
     prefills: int
     decodes: int
+    step_s: float = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Of seconds, as `core/slo` has them; -1 where there is none."""
+
+    p50_s: float = -1.0
+    p90_s: float = -1.0
+    p99_s: float = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RecentOutputs:
+    """One SLO class's outputs that ended in the last minute, how many met every objective, TTFT of those that finished,
+    and TPOT of those that finished with more than one token."""
+
+    ended: int = 0
+    met: int = 0
+    ttft: Percentiles = field(default_factory=Percentiles)
+    tpot: Percentiles = field(default_factory=Percentiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +64,53 @@ class ClassStatus:
     ended: int
     met: int
     goodput_rps: float
+    last_minute: RecentOutputs = field(default_factory=RecentOutputs)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """KV from a prefill worker to a decode worker in the last five minutes: transfers that arrived, those that failed,
+    bytes, and of these the bytes that were there before the prefill ended. Names are empty for all links that are not
+    listed, together."""
+
+    source: str
+    destination: str
+    transfers: int
+    failed: int
+    bytes: int
+    bytes_before_prefill_ended: int
+
+
+class Phase(StrEnum):
+    """Where a running request is."""
+
+    WAITING = "waiting"  # it has no route
+    PREFILL = "prefill"  # its prompt is read
+    TRANSFER = "transfer"  # that is done, or was elsewhere; its KV is taken up by the worker that decodes it
+    DECODE = "decode"  # its tokens come
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRequest:
+    """One output on its way, `id#1` for a request's second. `since_s`: its arrival. Workers are names; none is empty,
+    as `prefill_worker` is where the decode worker reads the prompt."""
+
+    request_id: str
+    slo_class: str
+    phase: Phase
+    prompt_tokens: int
+    output_tokens: int
+    since_s: float
+    prefill_worker: str
+    decode_worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRequests:
+    """The newest first, and how many there are."""
+
+    requests: tuple[RunningRequest, ...] = ()
+    total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +162,4 @@ class FleetStatus:
     running_requests: int
     router_uuid: str
     classes: tuple[ClassStatus, ...] = ()
+    links: tuple[LinkStatus, ...] = ()

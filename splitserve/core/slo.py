@@ -5,7 +5,7 @@ compares `attainment` with `Slo.attainment`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -49,10 +49,20 @@ class Timeline:
 CountT = TypeVar("CountT", int, npt.NDArray[np.int64])
 
 
+def rank_of(percent: int, count: CountT) -> CountT:
+    """Which of so many values, the smallest being 1, is this percentile: the smallest that so many per cent are no
+    larger than."""
+    return -(-count * percent // 100)
+
+
 def rank_of_p99(gaps: CountT) -> CountT:
-    """Which of so many gaps, the shortest being 1, is the 99th percentile: the smallest that 99% are no longer than. Of
-    fewer than 100 it is the longest."""
-    return -(-gaps * 99 // 100)
+    """Which of so many gaps, the shortest being 1, is the 99th percentile. Of fewer than 100 it is the longest."""
+    return rank_of(99, gaps)
+
+
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """Of at least one value, the smallest first."""
+    return ordered[rank_of(percent, len(ordered)) - 1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class KvFormat:
     head_dim: int
     block_bytes: int  # one block of one layer, all heads
     mode: KvMode
-    transport: str  # "nixl" or "shm"
+    transport: str  # "nixl", "shm" or "tcp"
 
 
 @dataclass(frozen=True, slots=True)

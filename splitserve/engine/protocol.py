@@ -37,7 +37,8 @@ class EngineInfo:
 class EngineLoad:
     """KV blocks by what holds them. free + quarantined + held by running requests and pinned sends = total. `counts`
     and `preemptions`, of requests that lost their blocks and were computed anew, are history, of which two loads with
-    the same blocks may differ."""
+    the same blocks may differ. `turned_at`, on the monotonic clock: when its loop last began a step or
+    found nothing to do, about every second; None where that can't be known."""
 
     free_blocks: int
     pinned_blocks: int  # of ended prefills whose KV is still being sent
@@ -46,6 +47,7 @@ class EngineLoad:
     counts: KvCounts = field(default_factory=KvCounts, compare=False)
     pace: Pace = field(default=Pace(), compare=False)
     preemptions: int = field(default=0, compare=False)
+    turned_at: float | None = field(default=None, compare=False)
 
 
 def unheard(_: TransferEnd) -> None:

@@ -54,6 +54,7 @@ class Look:
     stream: bool = False
     usage: bool = False
     usage_in_each: bool = False
+    timings: bool = False
     top_logprobs: int | None = None
     ids_for_tokens: bool = False
     token_ids: bool = False
@@ -183,6 +184,7 @@ def _look(body: CompletionBody | ChatBody) -> Look:
         stream=stream,
         usage=in_each or bool(options is not None and options.include_usage),
         usage_in_each=in_each,
+        timings=bool(options is not None and options.include_timings),
         ids_for_tokens=bool(body.return_tokens_as_token_ids),
         token_ids=bool(body.return_token_ids),
     )

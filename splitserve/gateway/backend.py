@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from splitserve.core.fleet import FleetStatus, RunningRequests
 from splitserve.core.request import Chat, GenerateRequest, Model
 from splitserve.core.sink import Sink
 
@@ -19,6 +20,16 @@ class Backend(Protocol):
 
     async def can_serve(self) -> bool:
         """Whether some worker takes requests."""
+
+
+class Oversight(Protocol):
+    """What the console needs of one router, in this process or elsewhere: a client has it too. `bearer` is the
+    operator's key. Every method raises a SplitserveError."""
+
+    async def fleet(self, bearer: str = "") -> FleetStatus: ...
+
+    async def requests(self, most: int = 0, bearer: str = "") -> RunningRequests:
+        """The newest of those that wait or run."""
 
 
 class Vocabulary(Protocol):

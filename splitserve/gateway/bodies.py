@@ -23,6 +23,7 @@ BodyT = TypeVar("BodyT")
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_timings: bool | None = None
 
 
 class JsonSchema(msgspec.Struct):

@@ -94,6 +94,8 @@ class Events(ABC):
             event["usage"] = usage_said(Usage(sum(map(len, self._prompts)), self._output_tokens))
         elif self._look.usage:
             event["usage"] = None
+        if self._look.timings and chunk.timings is not None:
+            event["timings"] = chunk.timings
         return self._data(event)
 
     def _data(self, event: dict[str, Any]) -> bytes:

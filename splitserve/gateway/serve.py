@@ -7,6 +7,7 @@ caller's key.
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from typing import Self
 
 from aiohttp import web
@@ -14,7 +15,8 @@ from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry
 
 from splitserve.core.errors import ConfigError, EngineError, SplitserveError
-from splitserve.gateway.backend import Backend, Vocabulary
+from splitserve.gateway.backend import Backend, Oversight, Vocabulary
+from splitserve.gateway.console import Console
 from splitserve.gateway.endpoints import REQUEST_ID, TOLD_STATUS, Endpoints, Limits, Refused, request_id_of
 from splitserve.gateway.inflight import InFlight
 from splitserve.gateway.refusals import CLIENT_GONE, Refusal, headers_of, refusal, refusal_of_status
@@ -38,8 +40,10 @@ class HttpServer:
         registry: CollectorRegistry | None = None,
         limits: Limits | None = None,
         vocabulary: Vocabulary | None = None,
+        overseen: Mapping[str, Oversight] | None = None,
     ) -> None:
-        """`vocabulary` gives tokens their texts in log probabilities; without one they are called `token_id:7`."""
+        """`vocabulary` gives tokens their texts in log probabilities; without one they are called `token_id:7`.
+        `overseen` are the routers that the console looks at, by name; without any there is no console."""
         registry = registry if registry is not None else CollectorRegistry()
         limits = limits or Limits()
         self._listen = listen
@@ -50,6 +54,8 @@ class HttpServer:
         self._bound = ""
         app = web.Application(middlewares=[self._around], client_max_size=limits.body_mib * 2**20)
         app.add_routes(Endpoints(backend, self._metrics, registry, limits, vocabulary, self._inflight).routes())
+        if overseen:
+            app.add_routes(Console(overseen).routes())
         self._runner = web.AppRunner(
             app,
             handler_cancellation=True,

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from splitserve.kv.layout import Cut, Slice
+from splitserve.kv.blocks import Blocks, Grid, check_slice
+from splitserve.kv.layout import Slice
 from splitserve.kv.transport import Fence, TransportError, WriteState
 
 _HEADER_BYTES = mmap.PAGESIZE
@@ -32,24 +33,8 @@ class _Address(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class _Peer:
-    memory: "_Memory"
+    memory: Blocks
     cut: Slice
-
-
-@dataclass(slots=True)
-class _Memory:
-    """One worker's blocks, ours or a peer's."""
-
-    view: memoryview
-    layers: int
-    blocks: int
-    block_bytes: int
-
-    def block(self, layer: int, block: int) -> memoryview:
-        if not (0 <= layer < self.layers and 0 <= block < self.blocks):
-            raise TransportError(f"block {block} of layer {layer} is outside {self.layers} x {self.blocks} blocks")
-        begin = _HEADER_BYTES + (layer * self.blocks + block) * self.block_bytes
-        return self.view[begin : begin + self.block_bytes]
 
 
 class ShmTransport:
@@ -57,9 +42,10 @@ class ShmTransport:
 
     def __init__(self, layers: int, blocks: int, block_bytes: int) -> None:
         cookie = secrets.token_bytes(_COOKIE_BYTES)
-        size = _HEADER_BYTES + layers * blocks * block_bytes
+        grid = Grid(layers, blocks, block_bytes)
+        size = _HEADER_BYTES + grid.total_bytes
         self._fd, self._file = _make_file(size)
-        self._own = _Memory(_map(self._fd, size), layers, blocks, block_bytes)
+        self._own = Blocks(_map(self._fd, size), grid, _HEADER_BYTES)
         self._own.view[:_COOKIE_BYTES] = cookie
         path = self._file or f"/proc/{os.getpid()}/fd/{self._fd}"
         self._address = msgspec.msgpack.encode(_Address(path, cookie, layers, blocks, block_bytes))
@@ -76,10 +62,7 @@ class ShmTransport:
     def connect(self, peer: str, address: bytes, cut: Slice) -> None:
         if peer not in self._peers:
             memory = _open(_decode(address))
-            _check(self._own, cut.source, cut)
-            _check(memory, cut.destination, cut)
-            if cut.whole_blocks and memory.block_bytes != self._own.block_bytes:
-                raise TransportError(f"the peer's blocks have {memory.block_bytes} bytes, ours {self._own.block_bytes}")
+            check_slice(cut, self._own.grid, memory.grid)
             self._peers[peer] = _Peer(memory, cut)
 
     def disconnect(self, peer: str) -> None:
@@ -89,11 +72,12 @@ class ShmTransport:
         known = self._peers.get(peer)
         if known is None:
             raise TransportError(f"worker {peer} is not connected")
+        cut, here, there = known.cut, self._own, known.memory
         for ours, theirs in zip(source, destination, strict=True):
-            read = _cell(self._own, known.cut, known.cut.source, layer, ours)
-            written = _cell(known.memory, known.cut, known.cut.destination, layer, theirs)
-            for here, there in zip(read, written, strict=True):
-                there[:] = here
+            read = here.grid.runs(cut, cut.source, layer, ours)
+            written = there.grid.runs(cut, cut.destination, layer, theirs)
+            for begin, end in zip(read, written, strict=True):
+                there.at(end)[:] = here.at(begin)
         return WriteState.DONE
 
     def poll(self, handle: object) -> WriteState:
@@ -139,9 +123,10 @@ def _decode(address: bytes) -> _Address:
         raise TransportError("the peer's address is not of a shared-memory transport") from error
 
 
-def _open(peer: _Address) -> _Memory:
+def _open(peer: _Address) -> Blocks:
     """Maps a peer's memory. The cookie proves that the path still leads to that peer."""
-    size = _HEADER_BYTES + peer.layers * peer.blocks * peer.block_bytes
+    grid = Grid(peer.layers, peer.blocks, peer.block_bytes)
+    size = _HEADER_BYTES + grid.total_bytes
     try:
         fd = os.open(peer.path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -154,21 +139,4 @@ def _open(peer: _Address) -> _Memory:
         os.close(fd)
     if view[:_COOKIE_BYTES] != peer.cookie:
         raise TransportError("the peer's memory belongs to another process now")
-    return _Memory(view, peer.layers, peer.blocks, peer.block_bytes)
-
-
-def _check(memory: _Memory, end: Cut, cut: Slice) -> None:
-    """Whether a slice lies within one end's memory."""
-    last = 0 if cut.whole_blocks else max(offset + size for runs in end.runs for offset, size in runs)
-    if end.first_layer + cut.layers > memory.layers or last > memory.block_bytes:
-        raise TransportError(
-            f"the slice takes {end.first_layer + cut.layers} layers and {last} bytes of a block; "
-            f"there are {memory.layers} layers with blocks of {memory.block_bytes} bytes"
-        )
-
-
-def _cell(memory: _Memory, cut: Slice, end: Cut, layer: int, cell: int) -> list[memoryview]:
-    block = memory.block(end.first_layer + layer, cell // end.cells)
-    if cut.whole_blocks:
-        return [block]
-    return [block[offset : offset + size] for offset, size in end.runs[cell % end.cells]]
+    return Blocks(view, grid, _HEADER_BYTES)

@@ -38,7 +38,7 @@ class Transport(Protocol):
         TransportError."""
 
     def disconnect(self, peer: str) -> None:
-        """Forgets a peer that has ended; its WRITEs fail."""
+        """Forgets a peer that has ended: WRITEs to it fail, and nothing that it wrote arrives after this."""
 
     def write(self, peer: str, layer: int, source: Sequence[int], destination: Sequence[int]) -> object:
         """Starts copying local cells `source[i]` into the peer's cells `destination[i]`; returns a handle. `layer`

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from splitserve.core.config import read
-from splitserve.core.errors import ConfigError, Overloaded, PermissionDenied, Unauthenticated
+from splitserve.core.errors import ConfigError, Limit, Overloaded, PermissionDenied, Unauthenticated
 from splitserve.core.files import Watched
 from splitserve.router.keys import ANYBODY, Bucket, KeyRing, Limits, Scope, Tenant
 from splitserve.telemetry.logs import Logger
@@ -101,7 +101,9 @@ class AccessControl:
         now = self._clock()
         if limits.concurrent_requests is not None and account.running >= limits.concurrent_requests:
             what = f"{account.running} requests of {tenant.name!r} run already, its limit here"
-            raise Overloaded(f"{what}; send this one when one of them has ended", _ENDS_SOON_S)
+            raise Overloaded(
+                f"{what}; send this one when one of them has ended", _ENDS_SOON_S, Limit.KEY_CONCURRENT_REQUESTS
+            )
         waits = {
             "tokens_per_minute": _wait_s(account.tokens, limits.tokens_per_minute, now),
             "requests_per_minute": _wait_s(account.requests, limits.requests_per_minute, now),
@@ -109,7 +111,9 @@ class AccessControl:
         longest = max(waits, key=lambda name: waits[name])
         if waits[longest] > 0:
             raise Overloaded(
-                f"{tenant.name!r} is over its {longest}; come back in {waits[longest]:.3g} s", waits[longest]
+                f"{tenant.name!r} is over its {longest}; come back in {waits[longest]:.3g} s",
+                waits[longest],
+                _LIMITS[longest],
             )
         if limits.requests_per_minute is not None:
             account.requests.add(1, limits.requests_per_minute, now)
@@ -150,6 +154,12 @@ def _said(path: str) -> dict[str, Any]:
         if mark is None:
             raise
         raise ConfigError(path, f"not valid YAML; look at line {mark.line + 1}") from None
+
+
+_LIMITS = {
+    "tokens_per_minute": Limit.KEY_TOKENS_PER_MINUTE,
+    "requests_per_minute": Limit.KEY_REQUESTS_PER_MINUTE,
+}
 
 
 def _wait_s(bucket: Bucket, per_minute: float | None, now: float) -> float:

@@ -10,39 +10,50 @@ from splitserve.router.membership import Attachment, Membership
 from splitserve.router.orders import Order, SendCancel, SendDrain, SendHandOver, SendJob, SendPeers, SendPool
 from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
-from splitserve.rpc.joining import joining
+from splitserve.rpc.joining import joined
+from splitserve.rpc.protocol import SPOKEN, Versions
 from splitserve.rpc.status import abort
 from splitserve.telemetry.logs import Logger
 
 
 class FleetService(worker_pb2_grpc.FleetServicer):
-    def __init__(self, membership: Membership, router_uuid: str, heartbeat_interval_s: float, logger: Logger) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        router_uuid: str,
+        heartbeat_interval_s: float,
+        logger: Logger,
+        spoken: Versions = SPOKEN,
+    ) -> None:
         self._membership = membership
         self._welcome = worker_pb2.Welcome(router_uuid=router_uuid, heartbeat_interval_s=heartbeat_interval_s)
         self._logger = logger
+        self._spoken = spoken
 
     async def Attach(
         self, messages: AsyncIterator[worker_pb2.WorkerMessage], context: grpc.aio.ServicerContext
     ) -> None:
         """Lives as long as the worker does."""
         try:
-            attachment = self._membership.join(await joining(messages))
+            join = await joined(messages, self._spoken)
+            attachment = self._membership.join(join.worker)
         except SplitserveError as error:
             self._logger.warning("worker refused", reason=str(error), peer=context.peer())
             await abort(context, error)
-        await self._attached(attachment, messages, context)
+        await self._attached(attachment, join.protocol_version, messages, context)
 
     async def _attached(
         self,
         attachment: Attachment,
+        version: int,
         messages: AsyncIterator[worker_pb2.WorkerMessage],
         context: grpc.aio.ServicerContext,
     ) -> None:
         info = attachment.info
-        self._logger.info("worker joined", worker=info.name, uuid=info.uuid, pool=info.pool.value)
+        self._logger.info("worker joined", worker=info.name, uuid=info.uuid, pool=info.pool.value, protocol=version)
         reason = "its stream broke"
         try:
-            await self._exchange(attachment, messages, context)
+            await self._exchange(attachment, version, messages, context)
             reason = "it ended its stream"
         except SplitserveError as error:
             reason = str(error)
@@ -54,6 +65,7 @@ class FleetService(worker_pb2_grpc.FleetServicer):
     async def _exchange(
         self,
         attachment: Attachment,
+        version: int,
         messages: AsyncIterator[worker_pb2.WorkerMessage],
         context: grpc.aio.ServicerContext,
     ) -> None:
@@ -61,7 +73,7 @@ class FleetService(worker_pb2_grpc.FleetServicer):
         try:
             async with asyncio.TaskGroup() as tasks:
                 others = (
-                    tasks.create_task(self._tell(attachment, context)),
+                    tasks.create_task(self._tell(attachment, version, context)),
                     tasks.create_task(_given_up(attachment)),
                 )
                 await self._listen(attachment.info.uuid, messages)
@@ -77,8 +89,10 @@ class FleetService(worker_pb2_grpc.FleetServicer):
             for news in message.cache_news:
                 self._membership.cached(uuid, convert.cache_news_from_proto(news))
 
-    async def _tell(self, attachment: Attachment, context: grpc.aio.ServicerContext) -> None:
-        await context.write(worker_pb2.RouterMessage(welcome=self._welcome))
+    async def _tell(self, attachment: Attachment, version: int, context: grpc.aio.ServicerContext) -> None:
+        welcome = worker_pb2.Welcome(protocol_version=version)
+        welcome.MergeFrom(self._welcome)
+        await context.write(worker_pb2.RouterMessage(welcome=welcome))
         while True:
             await context.write(_to_proto(await attachment.outbox.get()))
 

@@ -19,10 +19,12 @@ from splitserve.core.errors import (
     DeadlineExceeded,
     EngineError,
     InvalidRequest,
+    Limit,
     Overloaded,
     SplitserveError,
     Unavailable,
 )
+from splitserve.core.fleet import Phase
 from splitserve.core.request import SamplingParams
 from splitserve.core.worker import (
     DecodeJob,
@@ -44,6 +46,7 @@ from splitserve.router.move import Move, Moved
 from splitserve.router.outflow import Outflow
 from splitserve.router.output import Output
 from splitserve.router.timing import Stopwatch
+from splitserve.router.transfers import Transfers
 from splitserve.router.waiting import Binding, WaitingRequests
 from splitserve.telemetry import traces
 
@@ -91,6 +94,7 @@ class Work:
     epoch: int
     output: Output
     stopwatch: Stopwatch
+    transfers: Transfers
     outflow: Outflow
     most_unsent: float = inf
     lora: str = ""
@@ -171,6 +175,17 @@ class Attempt:
     @property
     def decode_worker(self) -> str:
         return self._binding.decode.uuid
+
+    @property
+    def route(self) -> tuple[str, str]:
+        """Who reads the prompt, empty if the other one does or has its KV; and who decodes. Names."""
+        return self._binding.prefill.name if self._binding.prefill is not None else "", self._binding.decode.name
+
+    @property
+    def phase(self) -> Phase:
+        if self._has_tokens:
+            return Phase.DECODE
+        return Phase.PREFILL if self._prefilling or self._binding.computes_prompt else Phase.TRANSFER
 
     # Jobs out ----------------------------------------------------------------------------------------------------
     def _dispatch(self) -> None:
@@ -263,7 +278,8 @@ class Attempt:
         if isinstance(event, Order):
             self._depart(event.move)
         elif isinstance(event, Overfull):
-            raise Setback(SLOW_CLIENT, Overloaded("the client reads too slowly", _READ_ON_S), None)
+            error = Overloaded("the client reads too slowly", _READ_ON_S, Limit.SLOW_CLIENT)
+            raise Setback(SLOW_CLIENT, error, None)
         elif self._departure is not None and event.job_id == self._departure.copy_job_id:
             self._on_copy(event, self._departure)
         elif isinstance(event, Lost):
@@ -315,6 +331,8 @@ class Attempt:
         if outcome.failure is None:
             self._sign_at = time.monotonic()
             self._work.stopwatch.prefilled(self._binding, outcome, self._sign_at)
+            if outcome.transfer is not None:
+                self._work.transfers.arrived(*self.route, outcome.transfer)
             if self._binding.decode.kv.mode is KvMode.PULL:
                 self._send_decode(outcome.handover)
         elif not self._has_tokens:
@@ -326,6 +344,7 @@ class Attempt:
             return InvalidRequest(outcome.field or "request", outcome.message)
         if failure is Failure.TRANSFER:
             worker = self._kv_source or worker  # whoever noticed: without this source the next route may do
+            self._work.transfers.failed(worker.name, self._binding.decode.name)
         error = _ERRORS[failure](f"worker {worker.name}: {outcome.message or failure.value}")
         return Setback(failure.value, error, worker.uuid)
 

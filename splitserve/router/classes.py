@@ -1,20 +1,24 @@
 """SLO classes: what a request of each is to meet, who goes first, and how many did of late.
 
-Counted in a `Window`. What an objective means is `core/slo`'s; what follows from one is `routing`'s.
+Counted in a `Window`; of the last minute each output's times are kept too. What an objective and a percentile mean is
+`core/slo`'s; what follows from one is `routing`'s.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
 from splitserve.core.config import DEFAULT_CLASS, Late, SloClass
-from splitserve.core.fleet import ClassStatus
-from splitserve.core.slo import Slo
+from splitserve.core.fleet import ClassStatus, Percentiles, RecentOutputs
+from splitserve.core.slo import Slo, percentile
 from splitserve.core.worker import Objectives
 from splitserve.router.window import Window
 from splitserve.routing.lengths import OutputLengths
 
+RECENT_S = 60.0
+MOST_RECENT = 10_000  # outputs of a class that are kept: those of a minute at 160 a second, else the newest
 _USUAL_OUTPUT_TOKENS = 128  # while too few outputs have ended to tell
 
 
@@ -38,13 +42,50 @@ class _Judged:
     met: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """One that has ended. Times are None where it did not finish, and TPOT where it has a single token."""
+
+    at: float
+    met: bool
+    ttft_s: float | None
+    tpot_s: float | None
+
+
+class _Recent:
+    """One class's outputs of the last minute."""
+
+    def __init__(self) -> None:
+        self._outputs: deque[_Output] = deque(maxlen=MOST_RECENT)
+
+    def add(self, output: _Output) -> None:
+        self._outputs.append(output)
+        self._forget(output.at)
+
+    def status(self, now: float) -> RecentOutputs:
+        self._forget(now)
+        outputs = self._outputs
+        return RecentOutputs(
+            ended=len(outputs),
+            met=sum(each.met for each in outputs),
+            ttft=_percentiles(each.ttft_s for each in outputs),
+            tpot=_percentiles(each.tpot_s for each in outputs),
+        )
+
+    def _forget(self, now: float) -> None:
+        while self._outputs and self._outputs[0].at < now - RECENT_S:
+            self._outputs.popleft()
+
+
 class SloClasses:
     """The router's own; `of` raises KeyError for a name that `names` lacks."""
 
     def __init__(self, settings: Mapping[str, SloClass], clock: Callable[[], float] = time.monotonic) -> None:
         self._classes = {name: _class(name, said) for name, said in settings.items()}
         self._classes.setdefault(DEFAULT_CLASS, _class(DEFAULT_CLASS, SloClass()))
+        self._clock = clock
         self._window = Window(_Judged, clock)
+        self._recent = {name: _Recent() for name in self._classes}
         self._lengths = OutputLengths()
 
     @property
@@ -54,11 +95,19 @@ class SloClasses:
     def of(self, name: str) -> Class:
         return self._classes[name]
 
-    def ended(self, name: str, met: bool, output_tokens: int = 0) -> None:
-        """An output of this class has ended; `output_tokens` if it has all of them."""
+    def ended(
+        self,
+        name: str,
+        met: bool,
+        output_tokens: int = 0,
+        ttft_s: float | None = None,
+        tpot_s: float | None = None,
+    ) -> None:
+        """An output of this class has ended; `output_tokens` and its times if it has all of them."""
         slot = self._window.now()
         slot.ended[name] = slot.ended.get(name, 0) + 1
         slot.met[name] = slot.met.get(name, 0) + met
+        self._recent[name].add(_Output(self._clock(), met, ttft_s, tpot_s))
         if output_tokens:
             self._lengths.add(output_tokens)
 
@@ -67,7 +116,7 @@ class SloClasses:
         return max(1, min(most, self._lengths.remaining(made, 0.5) or _USUAL_OUTPUT_TOKENS))
 
     def status(self) -> tuple[ClassStatus, ...]:
-        """Of the last five minutes."""
+        """Of the last five minutes, and of the last one."""
         slots, over_s = self._window.recent()
         return tuple(self._status(each, slots, over_s) for each in self._classes.values())
 
@@ -76,7 +125,15 @@ class SloClasses:
         met = sum(slot.met.get(each.name, 0) for slot in slots)
         slo = each.slo
         objectives = slo.ttft_s, slo.ttft_per_token_s, slo.tpot_s, slo.itl_p99_s
-        return ClassStatus(each.name, *objectives, ended, met, met / over_s)
+        last_minute = self._recent[each.name].status(self._clock())
+        return ClassStatus(each.name, *objectives, ended, met, met / over_s, last_minute)
+
+
+def _percentiles(times_s: Iterable[float | None]) -> Percentiles:
+    ordered = sorted(each for each in times_s if each is not None)
+    if not ordered:
+        return Percentiles()
+    return Percentiles(percentile(ordered, 50), percentile(ordered, 90), percentile(ordered, 99))
 
 
 def _class(name: str, said: SloClass) -> Class:

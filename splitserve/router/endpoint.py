@@ -73,7 +73,7 @@ class Endpoint:
                     ),
                 )
                 span.note(traces.answered, last)
-        self._note_finished(request_id, last)
+        self._note_finished(request_id, request.slo_class, last)
 
     async def _travel(self, request: GenerateRequest, sink: Sink, terms: Terms) -> Chunk:
         def sets_out(choice: int, journey: Journey) -> None:
@@ -117,11 +117,11 @@ class Endpoint:
         """Whether some worker takes requests, and this router does."""
         return self._around.membership.can_serve and not self._running.draining
 
-    def _note_finished(self, request_id: str, last: Chunk) -> None:
+    def _note_finished(self, request_id: str, slo_class: str, last: Chunk) -> None:
         assert last.usage is not None
         if last.timings is None:  # it had its end when it came
             return
-        self._around.metrics.finished(last.usage, last.timings)
+        self._around.metrics.finished(slo_class, last.usage, last.timings)
         if self._traffic is not None:
             self._traffic.add(last.usage)
         self._logger.info(

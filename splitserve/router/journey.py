@@ -17,8 +17,8 @@ from uuid import uuid4
 
 from splitserve.core.config import DEFAULT_CLASS, RouterConfig
 from splitserve.core.deadline import Deadline
-from splitserve.core.errors import DeadlineExceeded, EngineError, Overloaded, SplitserveError, Unavailable
-from splitserve.core.fleet import Explanation
+from splitserve.core.errors import DeadlineExceeded, EngineError, Limit, Overloaded, SplitserveError, Unavailable
+from splitserve.core.fleet import Explanation, Phase, RunningRequest
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import Chat, Chunk, GenerateRequest, Usage
 from splitserve.core.sink import Sink
@@ -34,6 +34,7 @@ from splitserve.router.output import Output
 from splitserve.router.resume import finished_already
 from splitserve.router.text import Text
 from splitserve.router.timing import Stopwatch
+from splitserve.router.transfers import Transfers
 from splitserve.router.validate import Limits, check_prompt, check_request
 from splitserve.router.waiting import Ask, Binding, WaitingRequests
 from splitserve.routing.route import Need
@@ -58,6 +59,7 @@ class Surroundings:
     classes: SloClasses
     logger: Logger = field(default_factory=lambda: Logger("router"))
     tracer: traces.Tracer = field(default_factory=traces.Tracer)
+    transfers: Transfers = field(default_factory=Transfers)
 
     @property
     def limits(self) -> Limits:
@@ -195,6 +197,20 @@ class Journey:
             decisions=self._stopwatch.decisions.told(now),
         )
 
+    def status(self) -> RunningRequest:
+        """Where it is."""
+        attempt = self._attempt
+        return RunningRequest(
+            request_id=f"{self._request.request_id}#{self._choice}" if self._choice else self._request.request_id,
+            slo_class=self._class.name,
+            phase=attempt.phase if attempt is not None else Phase.WAITING,
+            prompt_tokens=len(self.prompt),
+            output_tokens=len(self._output.token_ids),
+            since_s=time.monotonic() - self._stopwatch.arrived_at,
+            prefill_worker=attempt.route[0] if attempt is not None else "",
+            decode_worker=attempt.route[1] if attempt is not None else "",
+        )
+
     @property
     def decode_worker(self) -> str:
         """The uuid of the worker that decodes it, or will; empty while it waits for one."""
@@ -291,13 +307,15 @@ class Journey:
         if chunk.timings is not None:
             timings, gaps_p99_s = chunk.timings, self._stopwatch.gaps_p99_s(made)
             met = self._class.slo.allows(len(self.prompt), timings.ttft_s, timings.tpot_s, gaps_p99_s)
-            self._judge(met, usage.output_tokens)
+            self._judge(met, usage.output_tokens, timings.ttft_s, timings.tpot_s if made > 1 else None)
         return chunk
 
-    def _judge(self, met: bool, output_tokens: int = 0) -> None:
+    def _judge(
+        self, met: bool, output_tokens: int = 0, ttft_s: float | None = None, tpot_s: float | None = None
+    ) -> None:
         """Once for every output that its client did not give up itself."""
         self._around.metrics.judged(self._class.name, met)
-        self._around.classes.ended(self._class.name, met, output_tokens)
+        self._around.classes.ended(self._class.name, met, output_tokens, ttft_s, tpot_s)
 
     # -------------------------------------------------------------------------------------------------------------
     async def _read(self, limits: Limits) -> None:
@@ -365,6 +383,7 @@ class Journey:
             epoch=self._stopwatch.routes,
             output=self._output,
             stopwatch=self._stopwatch,
+            transfers=self._around.transfers,
             outflow=self._outflow,
             most_unsent=self._around.config.limits.client_buffer_tokens,
             lora=self._request.lora,
@@ -393,7 +412,7 @@ class Journey:
         sentence = (
             f"the client took nothing for {self._around.config.limits.client_stall_s:g} s; read the stream faster"
         )
-        return Overloaded(sentence, _RETRY_SLOW_CLIENT_S)
+        return Overloaded(sentence, _RETRY_SLOW_CLIENT_S, Limit.SLOW_CLIENT)
 
     def _too_late(self) -> DeadlineExceeded:
         count, last = len(self._output.token_ids), self._blame.last

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import grpc
 
 from splitserve import __version__
-from splitserve.core.errors import Overloaded, SplitserveError, first_of
+from splitserve.core.errors import Limit, Overloaded, SplitserveError, first_of
 from splitserve.core.request import Chunk, GenerateRequest, Model
 from splitserve.core.sink import Awaited, Send, Sink
 from splitserve.rpc.convert import kserve
@@ -233,10 +233,12 @@ class _Stream:
                 written.set_result(None)
 
     def _too_many(self) -> Overloaded:
-        return Overloaded(f"{self._most_at_once} requests run on this stream, the most at once", _RETRY_S)
+        sentence = f"{self._most_at_once} requests run on this stream, the most at once"
+        return Overloaded(sentence, _RETRY_S, Limit.CALL_STREAMS)
 
     def _too_slow(self) -> Overloaded:
-        return Overloaded(f"the client took nothing for {self._client_stall_s:g} s; read the stream faster", _RETRY_S)
+        sentence = f"the client took nothing for {self._client_stall_s:g} s; read the stream faster"
+        return Overloaded(sentence, _RETRY_S, Limit.SLOW_CLIENT)
 
 
 def _wants_status(context: grpc.aio.ServicerContext) -> bool:

@@ -111,7 +111,9 @@ class Membership:
         if load is not None:
             self._fleet.report(uuid, load, now)
         if deltas:
-            self._fleet.heard(uuid, now, tokens=any(delta.token_ids for delta in deltas))
+            tokens = any(delta.token_ids for delta in deltas)
+            goes_on = any(delta.token_ids and delta.outcome is None for delta in deltas)
+            self._fleet.heard(uuid, now, tokens=tokens, goes_on=goes_on)
             self._deliver(uuid, deltas)
         if load is not None:
             self._changed()

@@ -1,5 +1,5 @@
-"""Which requests run in this router: ids are unique among them, an operator names one, a drain knows when all have
-ended.
+"""Which requests run in this router: ids are unique among them, an operator names one or looks at all, a drain knows
+when all have ended.
 
 One object on the router's event loop; only `ended` awaits.
 """
@@ -7,10 +7,11 @@ One object on the router's event loop; only `ended` awaits.
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Protocol
 
-from splitserve.core.errors import InvalidRequest, Overloaded, Unavailable
-from splitserve.core.fleet import Explanation
+from splitserve.core.errors import InvalidRequest, Limit, Overloaded, Unavailable
+from splitserve.core.fleet import Explanation, RunningRequest, RunningRequests
 from splitserve.router.move import Move
 
 _RETRY_S = 1.0
@@ -25,6 +26,8 @@ class Traveller(Protocol):
     def move(self, move: Move) -> None: ...
 
     def explain(self) -> Explanation: ...
+
+    def status(self) -> RunningRequest: ...
 
 
 class Running:
@@ -53,7 +56,8 @@ class Running:
         if request_id in self._requests:
             raise InvalidRequest("request_id", f"{request_id!r} is running already; choose another, or leave it empty")
         if len(self._requests) >= self._most:
-            raise Overloaded(f"{self._most} requests run or wait here, the most this router takes", _RETRY_S)
+            sentence = f"{self._most} requests run or wait here, the most this router takes"
+            raise Overloaded(sentence, _RETRY_S, Limit.STREAMS)
         self._requests[request_id] = {}
         self._none.clear()
         try:
@@ -74,6 +78,12 @@ class Running:
         if traveller is None:
             raise InvalidRequest("request_id", f"no request {name!r} runs in this router")
         return traveller
+
+    def newest(self, most: int) -> RunningRequests:
+        """Of all outputs, so many of those that came last."""
+        outputs = (each for request in reversed(self._requests.values()) for each in request.values())
+        total = sum(map(len, self._requests.values()))
+        return RunningRequests(tuple(each.status() for each in islice(outputs, most)), total)
 
     def decoding_at(self, worker: str) -> dict[str, Traveller]:
         """What has, or will have, this decode worker."""

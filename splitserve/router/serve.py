@@ -25,6 +25,7 @@ from splitserve.router.evacuation import Evacuation
 from splitserve.router.journey import Surroundings
 from splitserve.router.kserve import KserveService
 from splitserve.router.membership import Membership
+from splitserve.router.oversight import Oversight
 from splitserve.router.probing import Probing
 from splitserve.router.running import Running
 from splitserve.router.service import AdminService, InferenceService
@@ -43,6 +44,7 @@ from splitserve.rpc.gen import (
     worker_pb2_grpc,
 )
 from splitserve.rpc.server import Server
+from splitserve.rpc.status import CODES
 from splitserve.telemetry.logs import Logger
 from splitserve.telemetry.metrics import RouterMetrics
 from splitserve.telemetry.traces import Tracer
@@ -64,7 +66,7 @@ _SERVICES = tuple(
 class Router:
     """Raises ConfigError if the model has no tokenizer or the key file is broken, and from `start` if the address is
     taken or what `tls` names can't be used. `endpoint` is what it does for its callers, for whoever serves another
-    protocol; `access` is who may call it."""
+    protocol, `oversight` what it shows its operators; `access` is who may call it."""
 
     def __init__(
         self,
@@ -103,7 +105,9 @@ class Router:
         self._traffic = LiveTraffic(planned) if planned is not None else None
         if self._traffic is not None:
             metrics.watch_drift(self._traffic.drift)
+        metrics.expect(self._classes.names, CODES)
         self.endpoint = Endpoint(self._around, self._running, self.access, self._logger, self._traffic)
+        self.oversight = Oversight(self.status, self._running, self.access)
         metrics.watch(lambda: len(self._waiting), lambda: len(self._running), lambda: self._worker_counts)
 
     async def __aenter__(self) -> Self:
@@ -151,6 +155,10 @@ class Router:
         assert self._watcher is not None
         await asyncio.shield(self._watcher)  # Whoever stops waiting for it does not end it.
 
+    def unready(self) -> str:
+        """Why nobody should come here now. A router without workers is ready: it is by that that they find it."""
+        return "it drains" if self._running.draining else ""
+
     def status(self) -> FleetStatus:
         waiting = len(self._waiting)
         return FleetStatus(
@@ -160,6 +168,7 @@ class Router:
             running_requests=max(0, len(self._running) - waiting),
             router_uuid=self.uuid,
             classes=self._classes.status(),
+            links=self._around.transfers.status(),
         )
 
     def _register(self, server: Server) -> None:

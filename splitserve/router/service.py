@@ -13,6 +13,7 @@ from splitserve.router.endpoint import Endpoint
 from splitserve.router.many import Many
 from splitserve.router.membership import Membership
 from splitserve.router.move import Move, Moved, MoveRefused
+from splitserve.router.oversight import listed
 from splitserve.router.running import Running
 from splitserve.rpc import convert
 from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
@@ -91,6 +92,11 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self, message: admin_pb2.GetFleetRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.FleetStatus:
         return convert.fleet_status_to_proto(self._status())
+
+    async def ListRequests(
+        self, message: admin_pb2.ListRequestsRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.RunningRequests:
+        return convert.running_requests_to_proto(self._running.newest(listed(message.most)))
 
     async def Explain(
         self, message: admin_pb2.ExplainRequest, context: grpc.aio.ServicerContext

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from math import inf, isinf
 from random import Random
 
-from splitserve.core.errors import Overloaded, SplitserveError, Unavailable
+from splitserve.core.errors import Limit, Overloaded, SplitserveError, Unavailable
 from splitserve.core.worker import Pool, Ticket, WorkerInfo
 from splitserve.routing.fleet import Fleet
 from splitserve.routing.line import Place
@@ -188,7 +188,8 @@ class WaitingRequests:
 
     def _enter(self, ask: Ask) -> _Waiter:
         if len(self) >= self._limit and ask.failed_with is None:
-            raise Overloaded(f"{len(self)} requests are waiting, the most this router keeps", self._retry_after_s())
+            sentence = f"{len(self)} requests are waiting, the most this router keeps"
+            raise Overloaded(sentence, self._retry_after_s(), Limit.QUEUE)
         self._number += 1
         place = Place.of(ask.priority, ask.arrived_at, ask.first_token_s, self._number)
         if self._is_late(ask, self._turn_in_s(place)):
@@ -282,7 +283,7 @@ class WaitingRequests:
             f"slo_class {ask.refuses_late}: the first token would come later than the {ask.first_token_s:.2f} s it "
             f"allows; {len(self)} requests are waiting"
         )
-        return Overloaded(sentence, self._retry_after_s())
+        return Overloaded(sentence, self._retry_after_s(), Limit.SLO_CLASS)
 
     def _retry_after_s(self) -> float:
         """When the queue will have moved by half, at the pace of late."""

@@ -19,6 +19,8 @@ from splitserve.routing.pace import LEAST_SLOWDOWN, MOST_SLOWDOWN
 from splitserve.routing.promise import Effect, Promise, nothing
 from splitserve.routing.sample import WHOLE, Sample
 
+_NEW_STEP_WEIGHT = 0.1  # of the moving mean of a worker's steps
+
 
 @dataclass(slots=True)
 class _Held:
@@ -35,6 +37,8 @@ class _Member:
     load: Load
     active_at: float  # last time it did something for anyone
     token_at: float | None = None
+    goes_on: bool = False  # some decode had a token then, and not its last
+    step_s: float | None = None
     draining: bool = False
     failing: bool = False
     sent_jobs: int = 0
@@ -60,6 +64,12 @@ class _Member:
     def regrant(self) -> None:
         self.candidate.load = self.unseen_effect.on(self.load) if self.unseen else self.load
         self.candidate.changed()
+
+    def stepped(self, now: float) -> None:
+        """Tokens came: a moving mean, unless nothing was to come in between."""
+        if self.goes_on and self.token_at is not None:
+            gap_s = now - self.token_at
+            self.step_s = gap_s if self.step_s is None else self.step_s + _NEW_STEP_WEIGHT * (gap_s - self.step_s)
 
     @property
     def health(self) -> Health:
@@ -130,13 +140,15 @@ class Fleet:
         self._spoke(member, now)
         self._place(member)
 
-    def heard(self, uuid: str, now: float, *, tokens: bool) -> None:
-        """A batch of deltas came; `tokens` says whether any token was in it."""
+    def heard(self, uuid: str, now: float, *, tokens: bool, goes_on: bool = False) -> None:
+        """A batch of deltas came; `tokens` says whether any token was in it, `goes_on` whether one of a decode that is
+        to have more. Then the time until the next is that of a step."""
         member = self._members[uuid]
         member.active_at = now
         self._spoke(member, now)
         if tokens:
-            member.token_at = now
+            member.stepped(now)
+            member.token_at, member.goes_on = now, goes_on
 
     def refused(self, uuid: str) -> None:
         """A NotNow: nothing more for this worker before its next report."""
@@ -207,7 +219,9 @@ class Fleet:
 
     def ended(self, uuid: str, job_id: str) -> None:
         """The worker said so. What the job took stays counted until a report that has seen it."""
-        self._members[uuid].held.pop(job_id, None)
+        member = self._members[uuid]
+        member.held.pop(job_id, None)
+        member.goes_on = member.goes_on and bool(member.held)
 
     # What can be asked -------------------------------------------------------------------------------------------
     def candidates(self, now: float) -> list[Candidate]:
@@ -240,6 +254,7 @@ class Fleet:
             seconds_since_token=now - member.token_at if member.token_at is not None else -1.0,
             prefills=prefills,
             decodes=len(member.held) - prefills,
+            step_s=member.step_s if member.step_s is not None else -1.0,
         )
 
     # -------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Errors to gRPC statuses with google.rpc details, and back: one table, used by every servicer and by the client.
 
-Pure, but for `abort`. Each error travels as its code, its sentence and an ErrorInfo that names its class; a field goes
-into BadRequest, a delay into RetryInfo.
+Pure, but for `abort`. Each error travels as its code, its sentence and an ErrorInfo whose reason is its class, or of
+Overloaded the limit; a field goes into BadRequest, a delay into RetryInfo.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -48,6 +48,8 @@ TABLE: Mapping[type[errors.SplitserveError], Row] = {
     errors.ConfigError: Row(grpc.StatusCode.FAILED_PRECONDITION, lambda m, f, _: errors.ConfigError(f, m)),
 }
 
+CODES = tuple(dict.fromkeys(["OK", *(row.code.name for row in TABLE.values())]))  # what a call may end with
+
 # A peer or a proxy may answer without details.
 _BY_CODE: Mapping[grpc.StatusCode, type[errors.SplitserveError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
@@ -61,6 +63,7 @@ _BY_CODE: Mapping[grpc.StatusCode, type[errors.SplitserveError]] = {
     grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
 }
 
+_LIMITS: Mapping[str, errors.Limit] = {limit.value: limit for limit in errors.Limit}
 _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -97,10 +100,12 @@ def from_status(status: status_pb2.Status, code: grpc.StatusCode | None = None) 
             field, message = bad.field_violations[0].field, bad.field_violations[0].description
         elif packed.Unpack(retry):
             retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    if reason in _LIMITS:
+        return errors.Overloaded(message, retry_after_s, _LIMITS[reason])
     for kind, row in TABLE.items():
         if _reason(kind) == reason:
             return row.rebuild(message, field, retry_after_s)
-    return _by_code(code or _CODES.get(status.code, grpc.StatusCode.UNKNOWN), message)
+    return _by_code(code or _CODES.get(status.code, grpc.StatusCode.UNKNOWN), message, field, retry_after_s)
 
 
 async def abort(context: grpc.aio.ServicerContext, error: errors.SplitserveError) -> NoReturn:
@@ -111,7 +116,8 @@ async def abort(context: grpc.aio.ServicerContext, error: errors.SplitserveError
 
 
 def _details(error: errors.SplitserveError) -> Iterable[Message]:
-    yield error_details_pb2.ErrorInfo(reason=_reason(type(error)), domain=_DOMAIN)
+    reason = error.limit.value if isinstance(error, errors.Overloaded) else _reason(type(error))
+    yield error_details_pb2.ErrorInfo(reason=reason, domain=_DOMAIN)
     if isinstance(error, errors.InvalidRequest | errors.JoinRefused):
         yield _violation(error.field, error.message)
     if isinstance(error, errors.ConfigError):
@@ -147,8 +153,10 @@ def _parse(details: bytes) -> status_pb2.Status:
         return status_pb2.Status()
 
 
-def _by_code(code: grpc.StatusCode, sentence: str) -> errors.SplitserveError:
+def _by_code(
+    code: grpc.StatusCode, sentence: str, field: str = "", retry_after_s: float = _RETRY_UNSAID_S
+) -> errors.SplitserveError:
     if "message larger than max" in sentence:  # gRPC says RESOURCE_EXHAUSTED, but waiting won't make it smaller
         return errors.InvalidRequest("request", sentence)
     kind = _BY_CODE.get(code, errors.EngineError)
-    return TABLE[kind].rebuild(sentence or code.name, "request", _RETRY_UNSAID_S)
+    return TABLE[kind].rebuild(sentence or code.name, field or "request", retry_after_s)

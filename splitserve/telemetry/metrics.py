@@ -4,7 +4,7 @@ One class per kind of process, made with the registry that the process serves. p
 thread-safe; gauges that mirror state are read when they are scraped.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import product
@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from splitserve.core.fleet import Health
 from splitserve.core.request import Timings, Usage
-from splitserve.core.worker import KvCounts, Load, Outcome, Pool, TransferEnd
+from splitserve.core.worker import Failure, KvCounts, Load, Outcome, Pool, TransferEnd
 
 _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0)
 _TPOT_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4, 0.8, 1.6)
@@ -30,6 +30,10 @@ _LATE_BUCKETS_S = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2,
 _UNCOVERED_BUCKETS_S = (-1.0, -0.2, -0.05, -0.02, -0.01, -0.005, -0.002, -0.001, *_LATE_BUCKETS_S)
 _THROUGHPUT_BUCKETS = tuple(step * 10.0**power for power in range(7, 12) for step in (1, 2, 5))  # 10 MB/s to 500 GB/s
 
+# Reasons that are counted from 0 on. Whoever counts gives them; one that is missing here begins when it comes.
+_ATTEMPT_FAILURES = (*Failure, "lost", "silent", "slow_client")
+_TRANSFER_FAILURES = ("peer ended", "lease", "deadline", "write", "stuck", "refused", "unconnected", "landing")
+
 
 class RouterMetrics:
     """What one router counts. `watch` is called once, with what its gauges read."""
@@ -40,11 +44,16 @@ class RouterMetrics:
             "splitserve_requests", "Requests ended, by gRPC status code", ["code"], registry=registry
         )
         self._ttft = Histogram(
-            "splitserve_ttft_seconds", "Time to first token", buckets=_TTFT_BUCKETS_S, registry=registry
+            "splitserve_ttft_seconds",
+            "Time to first token of finished requests, by SLO class",
+            ["slo_class"],
+            buckets=_TTFT_BUCKETS_S,
+            registry=registry,
         )
         self._tpot = Histogram(
             "splitserve_tpot_seconds",
-            "Mean time per output token after the first",
+            "Mean time per output token after the first, by SLO class",
+            ["slo_class"],
             buckets=_TPOT_BUCKETS_S,
             registry=registry,
         )
@@ -100,6 +109,22 @@ class RouterMetrics:
         self._waiting = Gauge("splitserve_waiting_requests", "Requests without a route", registry=registry)
         self._running = Gauge("splitserve_running_requests", "Requests not ended yet", registry=registry)
         self._workers = Gauge("splitserve_workers", "Live workers", ["pool", "health"], registry=registry)
+        for reason in _ATTEMPT_FAILURES:
+            self._attempts.labels(reason)
+        for answer in ("token", "none"):
+            self._probes.labels(answer)
+        for outcome in ("moved", "refused"):
+            self._moves.labels(outcome)
+
+    def expect(self, slo_classes: Iterable[str], codes: Iterable[str]) -> None:
+        """What will be counted by these begins at 0, so that the first of its kind is a rate too."""
+        for code in codes:
+            self._requests.labels(code)
+        for slo_class in slo_classes:
+            self._ttft.labels(slo_class)
+            self._tpot.labels(slo_class)
+            for met in ("yes", "no"):
+                self._judged.labels(slo_class, met)
 
     def watch(
         self,
@@ -134,12 +159,12 @@ class RouterMetrics:
         """Every request ends here once."""
         self._requests.labels(code).inc()
 
-    def finished(self, usage: Usage, timings: Timings) -> None:
+    def finished(self, slo_class: str, usage: Usage, timings: Timings) -> None:
         """One that ended well."""
-        self._ttft.observe(timings.ttft_s)
+        self._ttft.labels(slo_class).observe(timings.ttft_s)
         self._queue.observe(timings.queue_s)
         if usage.output_tokens > 1:
-            self._tpot.observe(timings.tpot_s)
+            self._tpot.labels(slo_class).observe(timings.tpot_s)
         self._prompt_tokens.inc(usage.prompt_tokens)
         self._output_tokens.inc(usage.output_tokens)
         self._prompt_lengths.observe(usage.prompt_tokens)
@@ -207,6 +232,7 @@ class WorkerState:
     in_flight_bytes: int = 0
     counts: KvCounts = field(default_factory=KvCounts)
     preemptions: int = 0
+    total_blocks: int = 0
 
 
 class WorkerMetrics:
@@ -226,6 +252,7 @@ class WorkerMetrics:
         self._running = Gauge("splitserve_worker_running_jobs", "Jobs that compute", registry=registry)
         self._parked = Gauge("splitserve_worker_parked_jobs", "Decodes that wait for KV", registry=registry)
         self._blocks = Gauge("splitserve_worker_kv_blocks", "KV blocks by state", ["state"], registry=registry)
+        self._total = Gauge("splitserve_worker_kv_total_blocks", "KV blocks that the worker has", registry=registry)
         self._in_flight = Gauge(
             "splitserve_worker_kv_in_flight_bytes",
             "KV in WRITEs to other workers that have not ended",
@@ -233,6 +260,8 @@ class WorkerMetrics:
         )
         self._transfers = _TransferMetrics(registry)
         self._counts = _EngineCounts(registry)
+        for kind, outcome in product(("prefill", "decode"), ("finished", *Failure)):
+            self._ended.labels(kind, str(outcome))
 
     def watch(self, state: Callable[[], WorkerState]) -> None:
         """`state` is called from the thread that scrapes; it only reads."""
@@ -242,6 +271,7 @@ class WorkerMetrics:
         self._blocks.labels("parked").set_function(lambda: state().parked_blocks)
         self._blocks.labels("pinned").set_function(lambda: state().load.pinned_blocks)
         self._blocks.labels("quarantined").set_function(lambda: state().load.quarantined_blocks)
+        self._total.set_function(lambda: state().total_blocks)
         self._in_flight.set_function(lambda: state().in_flight_bytes)
         self._counts.read = state
 
@@ -274,6 +304,8 @@ class _TransferMetrics:
             ["side", "reason"],
             registry=registry,
         )
+        for side, reason in product(("source", "destination"), _TRANSFER_FAILURES):
+            self._failed.labels(side, reason)
         self._bytes = histogram("transfer_bytes", "KV of a transfer", _TRANSFER_BUCKETS_BYTES)
         self._writes = histogram("transfer_writes", "WRITEs of a transfer", _WRITES_BUCKETS)
         self._overlap = histogram(

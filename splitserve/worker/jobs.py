@@ -125,6 +125,11 @@ class JobTable:
             slowdown=pace.slowdown,
         )
 
+    @property
+    def routers(self) -> int:
+        """Attached now."""
+        return len(self._routers)
+
     def __len__(self) -> int:
         return len(self._jobs)
 

@@ -33,11 +33,13 @@ from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, P
 from splitserve.rpc import convert
 from splitserve.rpc.channel import Access, open_channel
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
+from splitserve.rpc.protocol import FIELD, SPOKEN, Versions
 from splitserve.rpc.status import from_rpc_error
 from splitserve.telemetry.logs import Logger
 
 FIRST_BACK_OFF_S = 0.1
 LONGEST_BACK_OFF_S = 5.0
+REFUSED_BACK_OFF_S = 30.0  # by a router that refused this worker while others take it
 WELCOME_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 5.0
 PACE_S = 0.05  # decodes with objectives: how they stand is told no more often
@@ -54,6 +56,9 @@ class Host(Protocol):
 
     def lost(self, router: str) -> None:
         """Comes once after each `attached`."""
+
+    def refused(self, router: str) -> None:
+        """It does not want this worker, and is asked again later."""
 
     def load(self, router: str) -> Load: ...
 
@@ -74,10 +79,18 @@ class Host(Protocol):
 
 
 class RouterLink:
-    """`run` lasts until `leave`, and raises ConfigError if the router refuses the worker for good. `access` is asked at
-    every attachment, so that a renewed certificate or key is used; what it raises then is tried again."""
+    """`run` lasts until `leave`. `access` is asked at every attachment, so that a renewed certificate or key is used;
+    what it raises then is tried again. `refusal` is why the router does not want this worker, while that is its last
+    word; it is asked again from time to time, for it may be another one by then."""
 
-    def __init__(self, address: str, info: WorkerInfo, host: Host, access: Callable[[], Access] = Access) -> None:
+    def __init__(
+        self,
+        address: str,
+        info: WorkerInfo,
+        host: Host,
+        access: Callable[[], Access] = Access,
+        spoken: Versions = SPOKEN,
+    ) -> None:
         self._address = address
         self._access = access
         self._info = info
@@ -87,6 +100,9 @@ class RouterLink:
         self._cache_news: deque[CacheNews] = deque(maxlen=MOST_CACHE_NEWS)
         self._wake = asyncio.Event()
         self._leaving = asyncio.Event()
+        self._spoken = spoken
+        self.protocol_version = 0  # what the two sides use, once attached
+        self.refusal = ""
         self._refused_since: float | None = None
         self._let_in = False
         self._attached = False
@@ -121,6 +137,7 @@ class RouterLink:
             except (Unauthenticated, PermissionDenied) as error:
                 self._check_right(error)
             except (Unavailable, ConfigError) as error:
+                self.refusal = ""
                 self._logger.info("router not attached", router=self._address, reason=str(error))
             _pass_on_cancellation()
             await self._pause()
@@ -129,18 +146,27 @@ class RouterLink:
         now = time.monotonic()
         self._refused_since = now if self._refused_since is None else self._refused_since
         if error.field not in TAKEN or now - self._refused_since > TAKEN_FOR_S:
-            raise ConfigError(f"routers: {self._address} refused this worker", str(error)) from error
-        self._logger.warning("router refused the join; trying again", router=self._address, reason=str(error))
+            self._refused(error)
+        else:
+            self._logger.warning("router refused the join; trying again", router=self._address, reason=str(error))
 
     def _check_right(self, error: SplitserveError) -> None:
         """A worker that was let in once waits for its renewed key, which may reach it after the router."""
-        if not self._let_in:
-            raise ConfigError(f"routers: {self._address} refused this worker", str(error)) from error
-        self._logger.warning("router refused the key; trying again", router=self._address, reason=str(error))
+        if self._let_in:
+            self._logger.warning("router refused the key; trying again", router=self._address, reason=str(error))
+        else:
+            self._refused(error)
+
+    def _refused(self, error: SplitserveError) -> None:
+        if self.refusal != str(error):
+            self._logger.warning("router refused this worker", router=self._address, reason=str(error))
+        self.refusal = str(error)
+        self._host.refused(self._address)
 
     async def _pause(self) -> None:
+        longest_s = REFUSED_BACK_OFF_S if self.refusal else self._back_off_s
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._back_off_s * random.uniform(0.5, 1.0)):
+            async with asyncio.timeout(longest_s * random.uniform(0.5, 1.0)):
                 await self._leaving.wait()
         self._back_off_s = min(2 * self._back_off_s, LONGEST_BACK_OFF_S)
 
@@ -161,7 +187,9 @@ class RouterLink:
 
     async def _join(self, call: Any) -> worker_pb2.Welcome:
         join = worker_pb2.Join(
-            protocol_version=convert.PROTOCOL_VERSION, worker=convert.worker_info_to_proto(self._info)
+            protocol_version=self._spoken.lowest,
+            max_protocol_version=self._spoken.highest,
+            worker=convert.worker_info_to_proto(self._info),
         )
         try:
             async with asyncio.timeout(WELCOME_TIMEOUT_S):
@@ -172,10 +200,17 @@ class RouterLink:
         if first is grpc.aio.EOF or first.WhichOneof("message") != "welcome":
             raise Unavailable("the router did not begin with a welcome")
         welcome: worker_pb2.Welcome = first.welcome
+        self._check_version(welcome.protocol_version)
         return welcome
 
+    def _check_version(self, said: int) -> None:
+        """A router of before versions were agreed on took the worker's lowest for the only one."""
+        self.protocol_version = said or self._spoken.lowest
+        if self.protocol_version not in self._spoken:
+            raise JoinRefused(FIELD, f"the router chose {said}, but this worker speaks {self._spoken}")
+
     async def _serve(self, call: Any, welcome: worker_pb2.Welcome) -> None:
-        self._back_off_s, self._refused_since, self._let_in = FIRST_BACK_OFF_S, None, True
+        self._back_off_s, self._refused_since, self._let_in, self.refusal = FIRST_BACK_OFF_S, None, True, ""
         self._outbox.clear()
         self._cache_news.clear()
         self._attached = True

@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 
 from splitserve.core.cached import CacheEvent
 from splitserve.core.config import WorkerConfig
-from splitserve.core.errors import EngineError, first_of
+from splitserve.core.errors import ConfigError, EngineError, SplitserveError, first_of
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pace, Pool, Ticket, WorkerInfo
 from splitserve.engine.protocol import Engine, EngineInfo
@@ -34,6 +34,7 @@ from splitserve.worker.spans import JobSpans
 DRAINED = 0
 QUARANTINED = 3
 KILLED = 143
+ENGINE_STALL_S = 120.0  # in one step: longer than any, and than what an engine compiles on the way
 WATCH_S = 0.1  # deadlines and blocks that outlive their jobs are looked at so often
 _FAULTS = (Failure.ENGINE, Failure.TRANSFER)
 
@@ -47,7 +48,7 @@ async def serve(worker: "Worker", on_ready: OnReady) -> int:
 
 
 class Worker:
-    """Raises from `run`: ConfigError if the engine can't serve the model or a router refuses this worker for good,
+    """Raises from `run`: ConfigError if the engine can't serve the model or every router refuses this worker,
     EngineError if the engine breaks."""
 
     def __init__(
@@ -74,7 +75,7 @@ class Worker:
         self._drain = asyncio.Event()
         self._over = asyncio.Event()
         self._exit_code = DRAINED
-        self._fault: EngineError | None = None
+        self._fault: SplitserveError | None = None
 
     async def run(self, on_ready: OnReady) -> int:
         """Serves until drained; `on_ready` is called once the first router has taken the worker in."""
@@ -98,6 +99,29 @@ class Worker:
         self._drain.set()
         self._refresh()
 
+    # What its supervisor asks, on any thread -------------------------------------------------------------------------
+    def engine_fault(self) -> str:
+        """Why the process had better be started anew; "" if all is well, and while the engine loads."""
+        if not self._links:
+            return ""
+        try:
+            turned_at = self._engine.load().turned_at
+        except EngineError as error:
+            return str(error)
+        still_s = time.monotonic() - turned_at if turned_at is not None else 0.0
+        return f"its engine has been in one step for {still_s:.0f} s" if still_s > ENGINE_STALL_S else ""
+
+    def unready(self) -> str:
+        """Why no request comes here now."""
+        if not self._links:
+            return "its engine is loading"
+        if self._drain.is_set():
+            return "it drains"
+        if not self._table.routers:
+            refusals = [f"{address}: {link.refusal}" for address, link in self._links.items() if link.refusal]
+            return "; ".join(["it is attached to no router", *refusals])
+        return ""
+
     async def _serve(self, started: EngineInfo) -> None:
         self.info = worker_info(self._config, self._model, started)
         self._capacity = Capacity(
@@ -111,7 +135,7 @@ class Worker:
         self._links = {
             router: RouterLink(router, self.info, self, self._access) for router in dict.fromkeys(self._config.routers)
         }
-        self._shown = WorkerState(self._capacity.load(self._pool))
+        self._shown = WorkerState(self._capacity.load(self._pool), total_blocks=started.total_blocks)
         self._metrics.watch(lambda: self._shown)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -176,6 +200,7 @@ class Worker:
             outlived.in_flight_bytes,
             outlived.counts,
             outlived.preemptions,
+            self.info.total_blocks,
         )
         for link in self._links.values():
             link.nudge()
@@ -211,6 +236,18 @@ class Worker:
         self._logger.info("detached from router", router=router, cancelled_jobs=len(orphans))
         for job_id in orphans:
             self._engine.cancel(job_id)
+
+    def refused(self, router: str) -> None:
+        """One that refuses may be another by the next time; with nobody else left there is nothing to wait for."""
+        refusals = {address: link.refusal for address, link in self._links.items() if link.refusal}
+        if len(refusals) < len(self._links):
+            return
+        if len(refusals) == 1:
+            self._fault = ConfigError(f"routers: {router} refused this worker", refusals[router])
+        else:
+            said = "; ".join(f"{address}: {refusal}" for address, refusal in refusals.items())
+            self._fault = ConfigError("routers: every one refused this worker", said)
+        self._over.set()
 
     def load(self, router: str) -> Load:
         return self._table.load(router, self._pool, self._pace)

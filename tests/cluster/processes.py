@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,11 @@ FAST = SimSettings(step_s=0.001, prefill_token_s=0.000005, decode_token_s=0.0000
 
 
 class Process:
-    """One splitserve process and what it said when it became ready."""
+    """One splitserve process and what it said when it became ready. `within` is a command that starts it, such as
+    `ip netns exec host`."""
 
-    def __init__(self, role: str, config: Settings, directory: Path, name: str) -> None:
-        self.role, self.config, self.name, self.directory = role, config, name, directory
+    def __init__(self, role: str, config: Settings, directory: Path, name: str, within: Sequence[str] = ()) -> None:
+        self.role, self.config, self.name, self.directory, self.within = role, config, name, directory, within
         self.log = directory / f"{name}.log"
         self.facts: dict[str, Any] = {}
         file = directory / f"{name}.yaml"
@@ -46,6 +47,7 @@ class Process:
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
                 [
+                    *within,
                     *(sys.executable, "-m", "splitserve", role, "--config", str(file)),
                     *("--ready-fd", str(writer), "--parent", str(os.getpid())),
                 ],
@@ -125,15 +127,19 @@ class Cluster:
 
     def add(self, name: str, pool: Pool, **changes: Any) -> Process:
         """Starts a worker; `ready` waits for it. `changes` are WorkerConfig fields."""
+        return self.add_within((), name, pool, **changes)
+
+    def add_within(self, within: Sequence[str], name: str, pool: Pool, **changes: Any) -> Process:
+        """`add` by a command that starts it."""
         common = {"name": name, "pool": pool, "routers": [self.address], "engine": self.engine, "kv_transfer": self.kv}
         config = WorkerConfig.model_validate({**common, "metrics": "127.0.0.1:0", **changes})
-        self.workers[name] = Process("worker", config, self.directory, name)
+        self.workers[name] = Process("worker", config, self.directory, name, within)
         return self.workers[name]
 
     def restart(self, name: str) -> Process:
         old = self.workers[name]
         old.close()
-        self.workers[name] = Process("worker", old.config, self.directory, name)
+        self.workers[name] = Process("worker", old.config, self.directory, name, old.within)
         return self.workers[name]
 
     def kill(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Both KV transports behind one shape, for tests that must hold for either: LAYERS layers of BLOCKS blocks."""
+"""Every KV transport behind one shape, for tests that must hold for each: LAYERS layers of BLOCKS blocks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from splitserve.core.worker import KvFormat, KvMode
+from splitserve.kv.blocks import Blocks
 from splitserve.kv.layout import Shard, Slice, part_of, slice_between
 from splitserve.kv.shm import ShmTransport
+from splitserve.kv.tcp import TcpTransport
 from splitserve.kv.transport import Region, Transport
 
 LAYERS, BLOCKS, BLOCK_BYTES, BLOCK_SIZE = 2, 12, 4096, 16
 SHARD = Shard(part_of(0, 1, 1, 0, LAYERS), BLOCK_SIZE, (0,) * LAYERS)
-KINDS = ("shm", pytest.param("nixl", marks=pytest.mark.nixl))
+KINDS = ("shm", "tcp", pytest.param("nixl", marks=pytest.mark.nixl))
 
 
 def kv_format(kind: str, block_bytes: int = BLOCK_BYTES) -> KvFormat:
@@ -37,7 +39,7 @@ class Endpoint:
 
 
 def make_endpoint(kind: str, uuid: str, block_bytes: int = BLOCK_BYTES) -> Endpoint:
-    return _make_shm(uuid, block_bytes) if kind == "shm" else _make_nixl(uuid, block_bytes)
+    return {"shm": _make_shm, "tcp": _make_tcp, "nixl": _make_nixl}[kind](uuid, block_bytes)
 
 
 def skip_without(kind: str) -> None:
@@ -48,6 +50,16 @@ def skip_without(kind: str) -> None:
 def _make_shm(uuid: str, block_bytes: int) -> Endpoint:
     transport = ShmTransport(LAYERS, BLOCKS, block_bytes)
     return Endpoint(uuid, transport, memory_of_shm(transport, (LAYERS, BLOCKS, block_bytes)))
+
+
+def _make_tcp(uuid: str, block_bytes: int) -> Endpoint:
+    blocks = Blocks.made(LAYERS, BLOCKS, block_bytes)
+    return Endpoint(uuid, TcpTransport(uuid, "127.0.0.1", blocks), memory_of(blocks, (LAYERS, BLOCKS, block_bytes)))
+
+
+def memory_of(blocks: Blocks, shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
+    """Blocks as an array: of layers, blocks, and what a block is made of."""
+    return np.frombuffer(blocks.view, np.uint8).reshape(shape)
 
 
 def memory_of_shm(transport: ShmTransport, shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":

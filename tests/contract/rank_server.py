@@ -21,12 +21,14 @@ import numpy as np
 
 from splitserve.core.config import KvTransferSettings
 from splitserve.core.worker import KvFormat, KvPeer
+from splitserve.kv.blocks import Blocks
 from splitserve.kv.layout import Shard
 from splitserve.kv.messages import Message
 from splitserve.kv.shm import ShmTransport
+from splitserve.kv.tcp import TcpTransport
 from splitserve.kv.transfer import Results, TransferEnded, TransferKey, TransferService
 from splitserve.kv.transport import Transport
-from tests.contract.kv_endpoints import memory_of_shm, regions_of
+from tests.contract.kv_endpoints import memory_of, memory_of_shm, regions_of
 from tests.unit.kv.blocks import Prompt
 from tests.unit.kv.engine import Engine
 from tests.unit.kv.numbered import Array, place, there
@@ -273,6 +275,10 @@ class Server:
             transport = ShmTransport(shape[0], BLOCKS, math.prod(shape[2:]))
             self.memory = memory_of_shm(transport, shape)
             return transport
+        if kind == "tcp":
+            blocks = Blocks.made(shape[0], BLOCKS, math.prod(shape[2:]))
+            self.memory = memory_of(blocks, shape)
+            return TcpTransport(uuid, "127.0.0.1", blocks)
         from splitserve.kv.nixl import NixlTransport
 
         self.memory = np.zeros(shape, np.uint8)

@@ -1,4 +1,6 @@
-"""The simulated engine keeps the engine contract, in both KV modes. The real one does so under tests/vllm."""
+"""The simulated engine keeps the engine contract, in both KV modes and over both transports. The real one does so under
+tests/vllm.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +17,7 @@ from splitserve.core.worker import KvMode
 from splitserve.engine.sim import SimEngine
 from splitserve.engine.sim.memory import CHAIN_BYTES
 from splitserve.kv.shm import ShmTransport
+from splitserve.kv.tcp import TcpTransport
 from tests.contract.engine_contract import EngineContract
 from tests.contract.engines import Bench, Listener, started
 from tests.contract.request_contract import ADAPTER
@@ -51,17 +54,27 @@ class SimBench:
                 self._peers[peer].memory.block(layer, block)[CHAIN_BYTES] ^= 1  # of its first token
             return handle
 
-        with patch.object(ShmTransport, "write", write):
+        arrived = TcpTransport._place
+
+        def place(self: TcpTransport, message: bytes) -> int:
+            number = arrived(self, message)
+            runs = int.from_bytes(message[8:12])
+            for at in range(12, 12 + 12 * runs, 12):
+                self._own.view[int.from_bytes(message[at : at + 8]) + CHAIN_BYTES] ^= 1
+            return number
+
+        with patch.object(ShmTransport, "write", write), patch.object(TcpTransport, "_place", place):
             yield
 
 
-@pytest.fixture(scope="module", params=list(KvMode))
+@pytest.fixture(scope="module", params=[(KvMode.PUSH, "shm"), (KvMode.PUSH, "tcp"), (KvMode.PULL, "shm")])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    model = ModelInfo.read(DEMO_MODEL)
-    leases = (KvTransferSettings(mode=request.param, lease_s=lease_s) for lease_s in (30, 30, 1))
+    model, (mode, transport) = ModelInfo.read(DEMO_MODEL), request.param
+    settings = SETTINGS.model_copy(update={"transport": transport})
+    leases = (KvTransferSettings(mode=mode, lease_s=lease_s) for lease_s in (30, 30, 1))
     with ExitStack() as stack:
         source, destination, alone = (
-            stack.enter_context(started(SimEngine(model, SETTINGS, kv, uuid4().hex))) for kv in leases
+            stack.enter_context(started(SimEngine(model, settings, kv, uuid4().hex))) for kv in leases
         )
         yield SimBench(source, destination, alone, range(6, model.vocab_size))
 

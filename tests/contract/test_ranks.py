@@ -1,4 +1,4 @@
-"""KV from all ranks of one worker to all ranks of another, each in its own process, over both transports: exact for
+"""KV from all ranks of one worker to all ranks of another, each in its own process, over every transport: exact for
 every pair of parallelisms, where heads are replicated, and between block sizes.
 """
 

@@ -1,4 +1,4 @@
-"""Transfers between two processes of which one is stopped or killed, over both transports."""
+"""Transfers between two processes of which one is stopped or killed, over every transport."""
 
 import signal
 from collections.abc import Callable

@@ -22,7 +22,7 @@ from splitserve.core.worker import WorkerInfo
 from splitserve.rpc import convert
 from splitserve.rpc.channel import DEFAULT_MAX_MESSAGE_MIB
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
-from splitserve.rpc.joining import joining
+from splitserve.rpc.joining import joined
 from splitserve.rpc.server import Server
 from splitserve.rpc.status import abort
 
@@ -84,7 +84,8 @@ class _Fleet(worker_pb2_grpc.FleetServicer):
     ) -> None:
         """Lives as long as the worker does."""
         try:
-            info = await joining(messages)
+            join = await joined(messages)
+            info = join.worker
             self._seat.sit(info)
         except SplitserveError as error:
             self._note_refused(str(error))
@@ -92,7 +93,7 @@ class _Fleet(worker_pb2_grpc.FleetServicer):
         self._say(f"{info.name} has attached: {info.model} on {info.engine}")
         reason = "its stream broke"
         try:
-            await self._exchange(messages, context)
+            await self._exchange(join.protocol_version, messages, context)
             reason = "it ended its stream"
         except SplitserveError as error:
             reason = str(error)
@@ -108,12 +109,12 @@ class _Fleet(worker_pb2_grpc.FleetServicer):
             self._say(f"worker refused: {reason}")
 
     async def _exchange(
-        self, messages: AsyncIterator[worker_pb2.WorkerMessage], context: grpc.aio.ServicerContext
+        self, version: int, messages: AsyncIterator[worker_pb2.WorkerMessage], context: grpc.aio.ServicerContext
     ) -> None:
         """Until the worker ends its stream. Raises Unavailable if it has fallen silent."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                telling = tasks.create_task(self._tell(context))
+                telling = tasks.create_task(self._tell(version, context))
                 await self._listen(messages)
                 telling.cancel()
         except* SplitserveError as group:
@@ -130,8 +131,10 @@ class _Fleet(worker_pb2_grpc.FleetServicer):
         except TimeoutError as error:
             raise Unavailable(f"it was silent for {_SILENT_S:g} s") from error
 
-    async def _tell(self, context: grpc.aio.ServicerContext) -> None:
-        welcome = worker_pb2.Welcome(router_uuid=uuid4().hex, heartbeat_interval_s=_HEARTBEAT_S)
+    async def _tell(self, version: int, context: grpc.aio.ServicerContext) -> None:
+        welcome = worker_pb2.Welcome(
+            protocol_version=version, router_uuid=uuid4().hex, heartbeat_interval_s=_HEARTBEAT_S
+        )
         await context.write(worker_pb2.RouterMessage(welcome=welcome))
         while True:
             await context.write(_to_proto(await self._seat.outbox.get()))

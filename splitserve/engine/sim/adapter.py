@@ -33,7 +33,7 @@ from splitserve.core.worker import (
 )
 from splitserve.engine.protocol import EngineInfo, EngineLoad, OnCached, OnDeltas, OnTransfer, uncached, unheard
 from splitserve.engine.sim.job import Running
-from splitserve.engine.sim.memory import BlockPool, ChainedKv, digest_bytes
+from splitserve.engine.sim.memory import BlockPool, ChainedKv
 from splitserve.engine.sim.output import DecodeOutput
 from splitserve.engine.sim.schedule import Chunk, Plan, Schedule
 from splitserve.engine.sim.schedule import Sequence as Scheduled
@@ -50,7 +50,7 @@ from splitserve.engine.sim.ticket import (
     ticket_fault,
 )
 from splitserve.engine.sim.transfers import Transfers
-from splitserve.kv.shm import ShmTransport
+from splitserve.engine.sim.wire import kind_of, wired
 from splitserve.kv.transfer import TransferEnded, TransferService
 from splitserve.latency.cost import cost_of, latency_of
 from splitserve.latency.linear import LinearLatency
@@ -80,13 +80,13 @@ class SimEngine:
         self._rank = rank_uuid(worker_uuid, 0)
         self._latency = latency or LinearLatency.of(settings)
         self._max_model_len = max_model_len(model, settings)
-        self._format = kv_format(model, settings, kv.mode)
+        self._format = kv_format(model, settings, kv.mode, kind_of(settings, kv.host))
         self._tokenizer = load_tokenizer(model)
         self._vocabulary = vocabulary(model, self._tokenizer)
-        transport = ShmTransport(model.layers, settings.total_blocks, digest_bytes(settings.block_size))
-        self._kv = ChainedKv(transport.block, model.layers, settings.block_size, model.fingerprint)
+        wire = wired(self._format.transport, self._rank, kv.host, model.layers, settings)
+        self._kv = ChainedKv(wire.view, model.layers, settings.block_size, model.fingerprint)
         self._service = TransferService(
-            self._rank, lambda: transport, self._format, shard(self._format), kv, self._on_transfer
+            self._rank, wire.transport, self._format, shard(self._format), kv, self._on_transfer
         )
         pool = BlockPool(settings.total_blocks)
         self._schedule = Schedule(pool, settings.block_size, settings.max_num_seqs, settings.max_num_batched_tokens)
@@ -99,6 +99,7 @@ class SimEngine:
         self._load = EngineLoad(settings.total_blocks, 0, 0)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._broke = ""
+        self._turned_at = time.monotonic()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -141,7 +142,12 @@ class SimEngine:
         if self._broke:
             raise EngineError(self._broke)
         service = self._service
-        return replace(self._load, in_flight_bytes=service.in_flight_bytes, counts=service.counters.counts())
+        return replace(
+            self._load,
+            in_flight_bytes=service.in_flight_bytes,
+            counts=service.counters.counts(),
+            turned_at=self._turned_at,
+        )
 
     def close(self) -> None:
         self._closing.set()
@@ -162,6 +168,7 @@ class SimEngine:
             raise
 
     def _turn(self) -> None:
+        self._turned_at = time.monotonic()
         for run in self._transfers.hear():
             run.sequence.received()
             self._schedule.add(run.sequence)

@@ -22,7 +22,7 @@ def max_model_len(model: ModelInfo, settings: SimSettings) -> int:
     return wanted
 
 
-def kv_format(model: ModelInfo, settings: SimSettings, mode: KvMode) -> KvFormat:
+def kv_format(model: ModelInfo, settings: SimSettings, mode: KvMode, transport: str) -> KvFormat:
     """The real model's, so that bytes are accounted as if they were moved. Raises ConfigError for an unknown dtype."""
     if model.dtype not in DTYPE_BYTES:
         raise ConfigError(
@@ -37,7 +37,7 @@ def kv_format(model: ModelInfo, settings: SimSettings, mode: KvMode) -> KvFormat
         head_dim=model.head_dim,
         block_bytes=block_bytes(settings.block_size, model.kv_heads, model.head_dim, DTYPE_BYTES[model.dtype]),
         mode=mode,
-        transport="shm",
+        transport=transport,
     )
 
 

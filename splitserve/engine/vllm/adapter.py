@@ -8,7 +8,7 @@ request can replay what its client has.
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -160,7 +160,7 @@ class VllmEngine:
     def load(self) -> EngineLoad:
         if self._broken is not None:
             raise EngineError(f"vLLM is beyond use: {type(self._broken).__name__}: {self._broken}") from self._broken
-        return self._connector.load
+        return replace(self._connector.load, turned_at=self._runner.turned_at)
 
     def close(self) -> None:
         self._closing.close()

@@ -8,6 +8,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ class Runner(Protocol):
     """`post` may be called by any thread; the rest only by posted calls and `on_outputs`."""
 
     vllm_config: Any
+    turned_at: float | None  # `EngineLoad`'s
 
     def post(self, call: Callable[[], None]) -> None: ...
 
@@ -78,6 +80,7 @@ class InProcessRunner:
         self._on_broken = on_broken
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
+        self.turned_at: float | None = None
         self._fresh_steps = 0  # steps that may still act on news, before there is nothing to do but wait
         self._built: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, args=(arguments, core), name="engine", daemon=True)
@@ -126,6 +129,7 @@ class InProcessRunner:
         self._engine.engine_core.shutdown()
 
     def _turn(self) -> None:
+        self.turned_at = time.monotonic()
         self._run_calls()
         if self._has_work:
             outputs = self._engine.step()
@@ -174,6 +178,7 @@ class AsyncRunner:
         self._on_broken = on_broken
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._gathered: list[Any] = []
+        self.turned_at: float | None = None  # its steps are another process's, which vLLM itself watches
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()

@@ -252,6 +252,7 @@ def failure_to_proto(message: pb.ModelInferRequest, error: SplitserveError) -> p
         response.parameters["field"].string_param = error.field
     if isinstance(error, Overloaded):
         response.parameters["retry_after_s"].double_param = error.retry_after_s
+        response.parameters["limit"].string_param = error.limit.value
     failure = streamed(response, final=True)
     failure.error_message = f"{of_request}{code}: {error}"
     return failure

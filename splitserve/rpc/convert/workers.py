@@ -7,7 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from splitserve.core.errors import InvalidRequest
-from splitserve.core.fleet import ClassStatus, Decision, Explanation, FleetStatus, Health, WorkerStatus
+from splitserve.core.fleet import (
+    ClassStatus,
+    Decision,
+    Explanation,
+    FleetStatus,
+    Health,
+    LinkStatus,
+    Percentiles,
+    Phase,
+    RecentOutputs,
+    RunningRequest,
+    RunningRequests,
+    WorkerStatus,
+)
 from splitserve.core.worker import (
     DecodeJob,
     Delta,
@@ -241,7 +254,8 @@ def fleet_status_to_proto(status: FleetStatus) -> admin_pb2.FleetStatus:
         admin_pb2.FleetStatus,
         status,
         workers=[worker_status_to_proto(worker) for worker in status.workers],
-        classes=[same_fields_to(admin_pb2.ClassStatus, each) for each in status.classes],
+        classes=[_class_to_proto(each) for each in status.classes],
+        links=[same_fields_to(admin_pb2.LinkStatus, each) for each in status.links],
     )
 
 
@@ -260,8 +274,36 @@ def fleet_status_from_proto(message: admin_pb2.FleetStatus) -> FleetStatus:
         FleetStatus,
         message,
         workers=tuple(worker_status_from_proto(worker) for worker in message.workers),
-        classes=tuple(same_fields_from(ClassStatus, each) for each in message.classes),
+        classes=tuple(_class_from_proto(each) for each in message.classes),
+        links=tuple(same_fields_from(LinkStatus, each) for each in message.links),
     )
+
+
+def running_requests_to_proto(running: RunningRequests) -> admin_pb2.RunningRequests:
+    requests = [same_fields_to(admin_pb2.RunningRequest, each, phase=each.phase.value) for each in running.requests]
+    return admin_pb2.RunningRequests(requests=requests, total=running.total)
+
+
+def running_requests_from_proto(message: admin_pb2.RunningRequests) -> RunningRequests:
+    requests = (same_fields_from(RunningRequest, each, phase=Phase(each.phase)) for each in message.requests)
+    return RunningRequests(tuple(requests), message.total)
+
+
+def _class_to_proto(status: ClassStatus) -> admin_pb2.ClassStatus:
+    recent = status.last_minute
+    ttft, tpot = (same_fields_to(admin_pb2.Percentiles, each) for each in (recent.ttft, recent.tpot))
+    last_minute = same_fields_to(admin_pb2.RecentOutputs, recent, ttft=ttft, tpot=tpot)
+    return same_fields_to(admin_pb2.ClassStatus, status, last_minute=last_minute)
+
+
+def _class_from_proto(message: admin_pb2.ClassStatus) -> ClassStatus:
+    """A router that is older than `last_minute` has none."""
+    if not message.HasField("last_minute"):
+        return same_fields_from(ClassStatus, message, last_minute=RecentOutputs())
+    recent = message.last_minute
+    ttft, tpot = (same_fields_from(Percentiles, each) for each in (recent.ttft, recent.tpot))
+    last_minute = same_fields_from(RecentOutputs, recent, ttft=ttft, tpot=tpot)
+    return same_fields_from(ClassStatus, message, last_minute=last_minute)
 
 
 def _job_fields(message: worker_pb2.Job) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from splitserve.rpc.gen import worker_pb2 as splitserve_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19splitserve/v1/admin.proto\x12\rsplitserve.v1\x1a\x1asplitserve/v1/worker.proto\"\x11\n\x0fGetFleetRequest\"\xc0\x01\n\x0b\x46leetStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.splitserve.v1.WorkerStatus\x12\x18\n\x10waiting_requests\x18\x03 \x01(\x04\x12\x18\n\x10running_requests\x18\x04 \x01(\x04\x12\x13\n\x0brouter_uuid\x18\x05 \x01(\t\x12+\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x1a.splitserve.v1.ClassStatus\"\x99\x01\n\x0b\x43lassStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06ttft_s\x18\x02 \x01(\x01\x12\x18\n\x10ttft_per_token_s\x18\x03 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x04 \x01(\x01\x12\x11\n\titl_p99_s\x18\x05 \x01(\x01\x12\r\n\x05\x65nded\x18\x06 \x01(\x04\x12\x0b\n\x03met\x18\x07 \x01(\x04\x12\x13\n\x0bgoodput_rps\x18\x08 \x01(\x01\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x86\x02\n\x0b\x45xplanation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tslo_class\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12\x15\n\routput_tokens\x18\x05 \x01(\x04\x12\x0f\n\x07since_s\x18\x06 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x07 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x08 \x01(\x01\x12\x11\n\titl_p99_s\x18\t \x01(\x01\x12\r\n\x05place\x18\n \x01(\x04\x12\x11\n\twaits_for\x18\x0b \x01(\t\x12*\n\tdecisions\x18\x0c \x03(\x0b\x32\x17.splitserve.v1.Decision\"\xe4\x01\n\x08\x44\x65\x63ision\x12\x15\n\rdecode_worker\x18\x01 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x02 \x01(\t\x12\r\n\x05moved\x18\x03 \x01(\x08\x12\x11\n\tpredicted\x18\x04 \x01(\x08\x12\x10\n\x08waited_s\x18\x05 \x01(\x01\x12\x0e\n\x06\x62\x65hind\x18\x06 \x01(\x04\x12\x0e\n\x06left_s\x18\x07 \x01(\x01\x12\x0e\n\x06read_s\x18\x08 \x01(\x01\x12\x0e\n\x06ttft_s\x18\t \x01(\x01\x12\x15\n\rfirst_token_s\x18\n \x01(\x01\x12\x0f\n\x07since_s\x18\x0b \x01(\x01\x12\r\n\x05\x65nded\x18\x0c \x01(\t\"\xf0\x01\n\x0cWorkerStatus\x12)\n\x06worker\x18\x01 \x01(\x0b\x32\x19.splitserve.v1.WorkerInfo\x12!\n\x04pool\x18\x02 \x01(\x0e\x32\x13.splitserve.v1.Pool\x12\x0e\n\x06health\x18\x03 \x01(\t\x12!\n\x04load\x18\x04 \x01(\x0b\x32\x13.splitserve.v1.Load\x12\x1f\n\x17seconds_since_heartbeat\x18\x05 \x01(\x01\x12\x1b\n\x13seconds_since_token\x18\x06 \x01(\x01\x12\x10\n\x08prefills\x18\x07 \x01(\x04\x12\x0f\n\x07\x64\x65\x63odes\x18\x08 \x01(\x04\"D\n\x0c\x44rainRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x16\n\ttimeout_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_timeout_s\"E\n\rDrainResponse\x12\x19\n\x11\x66inished_requests\x18\x01 \x01(\x04\x12\x19\n\x11migrated_requests\x18\x02 \x01(\x04\"Z\n\x0eMigrateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x16\n\ttimeout_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_timeout_s\"J\n\x0fMigrateResponse\x12\x13\n\x0b\x66rom_worker\x18\x01 \x01(\t\x12\x11\n\tto_worker\x18\x02 \x01(\t\x12\x0f\n\x07stall_s\x18\x03 \x01(\x01\"I\n\x14SetWorkerPoolRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12!\n\x04pool\x18\x02 \x01(\x0e\x32\x13.splitserve.v1.Pool2\xf6\x02\n\x05\x41\x64min\x12\x46\n\x08GetFleet\x12\x1e.splitserve.v1.GetFleetRequest\x1a\x1a.splitserve.v1.FleetStatus\x12\x44\n\x07\x45xplain\x12\x1d.splitserve.v1.ExplainRequest\x1a\x1a.splitserve.v1.Explanation\x12\x42\n\x05\x44rain\x12\x1b.splitserve.v1.DrainRequest\x1a\x1c.splitserve.v1.DrainResponse\x12H\n\x07Migrate\x12\x1d.splitserve.v1.MigrateRequest\x1a\x1e.splitserve.v1.MigrateResponse\x12Q\n\rSetWorkerPool\x12#.splitserve.v1.SetWorkerPoolRequest\x1a\x1b.splitserve.v1.WorkerStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19splitserve/v1/admin.proto\x12\rsplitserve.v1\x1a\x1asplitserve/v1/worker.proto\"\x11\n\x0fGetFleetRequest\"\xea\x01\n\x0b\x46leetStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.splitserve.v1.WorkerStatus\x12\x18\n\x10waiting_requests\x18\x03 \x01(\x04\x12\x18\n\x10running_requests\x18\x04 \x01(\x04\x12\x13\n\x0brouter_uuid\x18\x05 \x01(\t\x12+\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x1a.splitserve.v1.ClassStatus\x12(\n\x05links\x18\x07 \x03(\x0b\x32\x19.splitserve.v1.LinkStatus\"\xcc\x01\n\x0b\x43lassStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06ttft_s\x18\x02 \x01(\x01\x12\x18\n\x10ttft_per_token_s\x18\x03 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x04 \x01(\x01\x12\x11\n\titl_p99_s\x18\x05 \x01(\x01\x12\r\n\x05\x65nded\x18\x06 \x01(\x04\x12\x0b\n\x03met\x18\x07 \x01(\x04\x12\x13\n\x0bgoodput_rps\x18\x08 \x01(\x01\x12\x31\n\x0blast_minute\x18\t \x01(\x0b\x32\x1c.splitserve.v1.RecentOutputs\"\x7f\n\rRecentOutputs\x12\r\n\x05\x65nded\x18\x01 \x01(\x04\x12\x0b\n\x03met\x18\x02 \x01(\x04\x12(\n\x04ttft\x18\x03 \x01(\x0b\x32\x1a.splitserve.v1.Percentiles\x12(\n\x04tpot\x18\x04 \x01(\x0b\x32\x1a.splitserve.v1.Percentiles\":\n\x0bPercentiles\x12\r\n\x05p50_s\x18\x01 \x01(\x01\x12\r\n\x05p90_s\x18\x02 \x01(\x01\x12\r\n\x05p99_s\x18\x03 \x01(\x01\"\x87\x01\n\nLinkStatus\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\x12\x11\n\ttransfers\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\"\n\x1a\x62ytes_before_prefill_ended\x18\x06 \x01(\x04\"#\n\x13ListRequestsRequest\x12\x0c\n\x04most\x18\x01 \x01(\r\"Q\n\x0fRunningRequests\x12/\n\x08requests\x18\x01 \x03(\x0b\x32\x1d.splitserve.v1.RunningRequest\x12\r\n\x05total\x18\x02 \x01(\x04\"\xb4\x01\n\x0eRunningRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tslo_class\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12\x15\n\routput_tokens\x18\x05 \x01(\x04\x12\x0f\n\x07since_s\x18\x06 \x01(\x01\x12\x16\n\x0eprefill_worker\x18\x07 \x01(\t\x12\x15\n\rdecode_worker\x18\x08 \x01(\t\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x86\x02\n\x0b\x45xplanation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tslo_class\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12\x15\n\routput_tokens\x18\x05 \x01(\x04\x12\x0f\n\x07since_s\x18\x06 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x07 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x08 \x01(\x01\x12\x11\n\titl_p99_s\x18\t \x01(\x01\x12\r\n\x05place\x18\n \x01(\x04\x12\x11\n\twaits_for\x18\x0b \x01(\t\x12*\n\tdecisions\x18\x0c \x03(\x0b\x32\x17.splitserve.v1.Decision\"\xe4\x01\n\x08\x44\x65\x63ision\x12\x15\n\rdecode_worker\x18\x01 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x02 \x01(\t\x12\r\n\x05moved\x18\x03 \x01(\x08\x12\x11\n\tpredicted\x18\x04 \x01(\x08\x12\x10\n\x08waited_s\x18\x05 \x01(\x01\x12\x0e\n\x06\x62\x65hind\x18\x06 \x01(\x04\x12\x0e\n\x06left_s\x18\x07 \x01(\x01\x12\x0e\n\x06read_s\x18\x08 \x01(\x01\x12\x0e\n\x06ttft_s\x18\t \x01(\x01\x12\x15\n\rfirst_token_s\x18\n \x01(\x01\x12\x0f\n\x07since_s\x18\x0b \x01(\x01\x12\r\n\x05\x65nded\x18\x0c \x01(\t\"\x80\x02\n\x0cWorkerStatus\x12)\n\x06worker\x18\x01 \x01(\x0b\x32\x19.splitserve.v1.WorkerInfo\x12!\n\x04pool\x18\x02 \x01(\x0e\x32\x13.splitserve.v1.Pool\x12\x0e\n\x06health\x18\x03 \x01(\t\x12!\n\x04load\x18\x04 \x01(\x0b\x32\x13.splitserve.v1.Load\x12\x1f\n\x17seconds_since_heartbeat\x18\x05 \x01(\x01\x12\x1b\n\x13seconds_since_token\x18\x06 \x01(\x01\x12\x10\n\x08prefills\x18\x07 \x01(\x04\x12\x0f\n\x07\x64\x65\x63odes\x18\x08 \x01(\x04\x12\x0e\n\x06step_s\x18\t \x01(\x01\"D\n\x0c\x44rainRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x16\n\ttimeout_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_timeout_s\"E\n\rDrainResponse\x12\x19\n\x11\x66inished_requests\x18\x01 \x01(\x04\x12\x19\n\x11migrated_requests\x18\x02 \x01(\x04\"Z\n\x0eMigrateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x16\n\ttimeout_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_timeout_s\"J\n\x0fMigrateResponse\x12\x13\n\x0b\x66rom_worker\x18\x01 \x01(\t\x12\x11\n\tto_worker\x18\x02 \x01(\t\x12\x0f\n\x07stall_s\x18\x03 \x01(\x01\"I\n\x14SetWorkerPoolRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12!\n\x04pool\x18\x02 \x01(\x0e\x32\x13.splitserve.v1.Pool2\xca\x03\n\x05\x41\x64min\x12\x46\n\x08GetFleet\x12\x1e.splitserve.v1.GetFleetRequest\x1a\x1a.splitserve.v1.FleetStatus\x12R\n\x0cListRequests\x12\".splitserve.v1.ListRequestsRequest\x1a\x1e.splitserve.v1.RunningRequests\x12\x44\n\x07\x45xplain\x12\x1d.splitserve.v1.ExplainRequest\x1a\x1a.splitserve.v1.Explanation\x12\x42\n\x05\x44rain\x12\x1b.splitserve.v1.DrainRequest\x1a\x1c.splitserve.v1.DrainResponse\x12H\n\x07Migrate\x12\x1d.splitserve.v1.MigrateRequest\x1a\x1e.splitserve.v1.MigrateResponse\x12Q\n\rSetWorkerPool\x12#.splitserve.v1.SetWorkerPoolRequest\x1a\x1b.splitserve.v1.WorkerStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,27 +35,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETFLEETREQUEST']._serialized_start=72
   _globals['_GETFLEETREQUEST']._serialized_end=89
   _globals['_FLEETSTATUS']._serialized_start=92
-  _globals['_FLEETSTATUS']._serialized_end=284
-  _globals['_CLASSSTATUS']._serialized_start=287
-  _globals['_CLASSSTATUS']._serialized_end=440
-  _globals['_EXPLAINREQUEST']._serialized_start=442
-  _globals['_EXPLAINREQUEST']._serialized_end=478
-  _globals['_EXPLANATION']._serialized_start=481
-  _globals['_EXPLANATION']._serialized_end=743
-  _globals['_DECISION']._serialized_start=746
-  _globals['_DECISION']._serialized_end=974
-  _globals['_WORKERSTATUS']._serialized_start=977
-  _globals['_WORKERSTATUS']._serialized_end=1217
-  _globals['_DRAINREQUEST']._serialized_start=1219
-  _globals['_DRAINREQUEST']._serialized_end=1287
-  _globals['_DRAINRESPONSE']._serialized_start=1289
-  _globals['_DRAINRESPONSE']._serialized_end=1358
-  _globals['_MIGRATEREQUEST']._serialized_start=1360
-  _globals['_MIGRATEREQUEST']._serialized_end=1450
-  _globals['_MIGRATERESPONSE']._serialized_start=1452
-  _globals['_MIGRATERESPONSE']._serialized_end=1526
-  _globals['_SETWORKERPOOLREQUEST']._serialized_start=1528
-  _globals['_SETWORKERPOOLREQUEST']._serialized_end=1601
-  _globals['_ADMIN']._serialized_start=1604
-  _globals['_ADMIN']._serialized_end=1978
+  _globals['_FLEETSTATUS']._serialized_end=326
+  _globals['_CLASSSTATUS']._serialized_start=329
+  _globals['_CLASSSTATUS']._serialized_end=533
+  _globals['_RECENTOUTPUTS']._serialized_start=535
+  _globals['_RECENTOUTPUTS']._serialized_end=662
+  _globals['_PERCENTILES']._serialized_start=664
+  _globals['_PERCENTILES']._serialized_end=722
+  _globals['_LINKSTATUS']._serialized_start=725
+  _globals['_LINKSTATUS']._serialized_end=860
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=862
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=897
+  _globals['_RUNNINGREQUESTS']._serialized_start=899
+  _globals['_RUNNINGREQUESTS']._serialized_end=980
+  _globals['_RUNNINGREQUEST']._serialized_start=983
+  _globals['_RUNNINGREQUEST']._serialized_end=1163
+  _globals['_EXPLAINREQUEST']._serialized_start=1165
+  _globals['_EXPLAINREQUEST']._serialized_end=1201
+  _globals['_EXPLANATION']._serialized_start=1204
+  _globals['_EXPLANATION']._serialized_end=1466
+  _globals['_DECISION']._serialized_start=1469
+  _globals['_DECISION']._serialized_end=1697
+  _globals['_WORKERSTATUS']._serialized_start=1700
+  _globals['_WORKERSTATUS']._serialized_end=1956
+  _globals['_DRAINREQUEST']._serialized_start=1958
+  _globals['_DRAINREQUEST']._serialized_end=2026
+  _globals['_DRAINRESPONSE']._serialized_start=2028
+  _globals['_DRAINRESPONSE']._serialized_end=2097
+  _globals['_MIGRATEREQUEST']._serialized_start=2099
+  _globals['_MIGRATEREQUEST']._serialized_end=2189
+  _globals['_MIGRATERESPONSE']._serialized_start=2191
+  _globals['_MIGRATERESPONSE']._serialized_end=2265
+  _globals['_SETWORKERPOOLREQUEST']._serialized_start=2267
+  _globals['_SETWORKERPOOLREQUEST']._serialized_end=2340
+  _globals['_ADMIN']._serialized_start=2343
+  _globals['_ADMIN']._serialized_end=2801
 # @@protoc_insertion_point(module_scope)

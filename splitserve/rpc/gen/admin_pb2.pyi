@@ -12,23 +12,25 @@ class GetFleetRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class FleetStatus(_message.Message):
-    __slots__ = ("model", "workers", "waiting_requests", "running_requests", "router_uuid", "classes")
+    __slots__ = ("model", "workers", "waiting_requests", "running_requests", "router_uuid", "classes", "links")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     ROUTER_UUID_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     model: str
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     waiting_requests: int
     running_requests: int
     router_uuid: str
     classes: _containers.RepeatedCompositeFieldContainer[ClassStatus]
-    def __init__(self, model: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., waiting_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., router_uuid: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[ClassStatus, _Mapping]]] = ...) -> None: ...
+    links: _containers.RepeatedCompositeFieldContainer[LinkStatus]
+    def __init__(self, model: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., waiting_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., router_uuid: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[ClassStatus, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkStatus, _Mapping]]] = ...) -> None: ...
 
 class ClassStatus(_message.Message):
-    __slots__ = ("name", "ttft_s", "ttft_per_token_s", "tpot_s", "itl_p99_s", "ended", "met", "goodput_rps")
+    __slots__ = ("name", "ttft_s", "ttft_per_token_s", "tpot_s", "itl_p99_s", "ended", "met", "goodput_rps", "last_minute")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TTFT_S_FIELD_NUMBER: _ClassVar[int]
     TTFT_PER_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +39,7 @@ class ClassStatus(_message.Message):
     ENDED_FIELD_NUMBER: _ClassVar[int]
     MET_FIELD_NUMBER: _ClassVar[int]
     GOODPUT_RPS_FIELD_NUMBER: _ClassVar[int]
+    LAST_MINUTE_FIELD_NUMBER: _ClassVar[int]
     name: str
     ttft_s: float
     ttft_per_token_s: float
@@ -45,7 +48,80 @@ class ClassStatus(_message.Message):
     ended: int
     met: int
     goodput_rps: float
-    def __init__(self, name: _Optional[str] = ..., ttft_s: _Optional[float] = ..., ttft_per_token_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., itl_p99_s: _Optional[float] = ..., ended: _Optional[int] = ..., met: _Optional[int] = ..., goodput_rps: _Optional[float] = ...) -> None: ...
+    last_minute: RecentOutputs
+    def __init__(self, name: _Optional[str] = ..., ttft_s: _Optional[float] = ..., ttft_per_token_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., itl_p99_s: _Optional[float] = ..., ended: _Optional[int] = ..., met: _Optional[int] = ..., goodput_rps: _Optional[float] = ..., last_minute: _Optional[_Union[RecentOutputs, _Mapping]] = ...) -> None: ...
+
+class RecentOutputs(_message.Message):
+    __slots__ = ("ended", "met", "ttft", "tpot")
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    MET_FIELD_NUMBER: _ClassVar[int]
+    TTFT_FIELD_NUMBER: _ClassVar[int]
+    TPOT_FIELD_NUMBER: _ClassVar[int]
+    ended: int
+    met: int
+    ttft: Percentiles
+    tpot: Percentiles
+    def __init__(self, ended: _Optional[int] = ..., met: _Optional[int] = ..., ttft: _Optional[_Union[Percentiles, _Mapping]] = ..., tpot: _Optional[_Union[Percentiles, _Mapping]] = ...) -> None: ...
+
+class Percentiles(_message.Message):
+    __slots__ = ("p50_s", "p90_s", "p99_s")
+    P50_S_FIELD_NUMBER: _ClassVar[int]
+    P90_S_FIELD_NUMBER: _ClassVar[int]
+    P99_S_FIELD_NUMBER: _ClassVar[int]
+    p50_s: float
+    p90_s: float
+    p99_s: float
+    def __init__(self, p50_s: _Optional[float] = ..., p90_s: _Optional[float] = ..., p99_s: _Optional[float] = ...) -> None: ...
+
+class LinkStatus(_message.Message):
+    __slots__ = ("source", "destination", "transfers", "failed", "bytes", "bytes_before_prefill_ended")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_BEFORE_PREFILL_ENDED_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    destination: str
+    transfers: int
+    failed: int
+    bytes: int
+    bytes_before_prefill_ended: int
+    def __init__(self, source: _Optional[str] = ..., destination: _Optional[str] = ..., transfers: _Optional[int] = ..., failed: _Optional[int] = ..., bytes: _Optional[int] = ..., bytes_before_prefill_ended: _Optional[int] = ...) -> None: ...
+
+class ListRequestsRequest(_message.Message):
+    __slots__ = ("most",)
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    most: int
+    def __init__(self, most: _Optional[int] = ...) -> None: ...
+
+class RunningRequests(_message.Message):
+    __slots__ = ("requests", "total")
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[RunningRequest]
+    total: int
+    def __init__(self, requests: _Optional[_Iterable[_Union[RunningRequest, _Mapping]]] = ..., total: _Optional[int] = ...) -> None: ...
+
+class RunningRequest(_message.Message):
+    __slots__ = ("request_id", "slo_class", "phase", "prompt_tokens", "output_tokens", "since_s", "prefill_worker", "decode_worker")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SLO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SINCE_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_WORKER_FIELD_NUMBER: _ClassVar[int]
+    DECODE_WORKER_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    slo_class: str
+    phase: str
+    prompt_tokens: int
+    output_tokens: int
+    since_s: float
+    prefill_worker: str
+    decode_worker: str
+    def __init__(self, request_id: _Optional[str] = ..., slo_class: _Optional[str] = ..., phase: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., since_s: _Optional[float] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("request_id",)
@@ -110,7 +186,7 @@ class Decision(_message.Message):
     def __init__(self, decode_worker: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., moved: _Optional[bool] = ..., predicted: _Optional[bool] = ..., waited_s: _Optional[float] = ..., behind: _Optional[int] = ..., left_s: _Optional[float] = ..., read_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., since_s: _Optional[float] = ..., ended: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker", "pool", "health", "load", "seconds_since_heartbeat", "seconds_since_token", "prefills", "decodes")
+    __slots__ = ("worker", "pool", "health", "load", "seconds_since_heartbeat", "seconds_since_token", "prefills", "decodes", "step_s")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     HEALTH_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +195,7 @@ class WorkerStatus(_message.Message):
     SECONDS_SINCE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     PREFILLS_FIELD_NUMBER: _ClassVar[int]
     DECODES_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
     worker: _worker_pb2.WorkerInfo
     pool: _worker_pb2.Pool
     health: str
@@ -127,7 +204,8 @@ class WorkerStatus(_message.Message):
     seconds_since_token: float
     prefills: int
     decodes: int
-    def __init__(self, worker: _Optional[_Union[_worker_pb2.WorkerInfo, _Mapping]] = ..., pool: _Optional[_Union[_worker_pb2.Pool, str]] = ..., health: _Optional[str] = ..., load: _Optional[_Union[_worker_pb2.Load, _Mapping]] = ..., seconds_since_heartbeat: _Optional[float] = ..., seconds_since_token: _Optional[float] = ..., prefills: _Optional[int] = ..., decodes: _Optional[int] = ...) -> None: ...
+    step_s: float
+    def __init__(self, worker: _Optional[_Union[_worker_pb2.WorkerInfo, _Mapping]] = ..., pool: _Optional[_Union[_worker_pb2.Pool, str]] = ..., health: _Optional[str] = ..., load: _Optional[_Union[_worker_pb2.Load, _Mapping]] = ..., seconds_since_heartbeat: _Optional[float] = ..., seconds_since_token: _Optional[float] = ..., prefills: _Optional[int] = ..., decodes: _Optional[int] = ..., step_s: _Optional[float] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("worker", "timeout_s")

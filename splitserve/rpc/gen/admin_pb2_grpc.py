@@ -39,6 +39,11 @@ class AdminStub:
                 request_serializer=splitserve_dot_v1_dot_admin__pb2.GetFleetRequest.SerializeToString,
                 response_deserializer=splitserve_dot_v1_dot_admin__pb2.FleetStatus.FromString,
                 _registered_method=True)
+        self.ListRequests = channel.unary_unary(
+                '/splitserve.v1.Admin/ListRequests',
+                request_serializer=splitserve_dot_v1_dot_admin__pb2.ListRequestsRequest.SerializeToString,
+                response_deserializer=splitserve_dot_v1_dot_admin__pb2.RunningRequests.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/splitserve.v1.Admin/Explain',
                 request_serializer=splitserve_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
@@ -66,6 +71,13 @@ class AdminServicer:
 
     def GetFleet(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRequests(self, request, context):
+        """What waits and runs in this router now.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -107,6 +119,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetFleet,
                     request_deserializer=splitserve_dot_v1_dot_admin__pb2.GetFleetRequest.FromString,
                     response_serializer=splitserve_dot_v1_dot_admin__pb2.FleetStatus.SerializeToString,
+            ),
+            'ListRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRequests,
+                    request_deserializer=splitserve_dot_v1_dot_admin__pb2.ListRequestsRequest.FromString,
+                    response_serializer=splitserve_dot_v1_dot_admin__pb2.RunningRequests.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -156,6 +173,33 @@ class Admin:
             '/splitserve.v1.Admin/GetFleet',
             splitserve_dot_v1_dot_admin__pb2.GetFleetRequest.SerializeToString,
             splitserve_dot_v1_dot_admin__pb2.FleetStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitserve.v1.Admin/ListRequests',
+            splitserve_dot_v1_dot_admin__pb2.ListRequestsRequest.SerializeToString,
+            splitserve_dot_v1_dot_admin__pb2.RunningRequests.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,12 +65,14 @@ class RouterMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[Job, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., peers: _Optional[_Union[Peers, _Mapping]] = ..., set_pool: _Optional[_Union[SetPool, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., hand_over: _Optional[_Union[HandOver, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("protocol_version", "worker")
+    __slots__ = ("protocol_version", "worker", "max_protocol_version")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker: WorkerInfo
-    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[_Union[WorkerInfo, _Mapping]] = ...) -> None: ...
+    max_protocol_version: int
+    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[_Union[WorkerInfo, _Mapping]] = ..., max_protocol_version: _Optional[int] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
     __slots__ = ("uuid", "name", "pool", "model", "kv", "kv_peers", "total_blocks", "max_sequences", "max_model_len", "metrics_address", "pid", "engine", "restores", "loras", "step_cost")
@@ -273,12 +275,14 @@ class BlocksCleared(_message.Message):
     def __init__(self) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("router_uuid", "heartbeat_interval_s")
+    __slots__ = ("router_uuid", "heartbeat_interval_s", "protocol_version")
     ROUTER_UUID_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     router_uuid: str
     heartbeat_interval_s: float
-    def __init__(self, router_uuid: _Optional[str] = ..., heartbeat_interval_s: _Optional[float] = ...) -> None: ...
+    protocol_version: int
+    def __init__(self, router_uuid: _Optional[str] = ..., heartbeat_interval_s: _Optional[float] = ..., protocol_version: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("number", "job_id", "request_id", "prefill", "decode", "prompt", "ticket", "deadline_s", "priority", "lora", "cache_salt", "traceparent", "objectives")

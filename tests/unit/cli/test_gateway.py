@@ -1,6 +1,11 @@
 """`splitserve gateway`: what its options become, and what it refuses to start with."""
 
+import asyncio
+import json
+import os
+import signal
 import socket
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,8 @@ from splitserve.cli.gateway import run_gateway
 from splitserve.cli.main import app
 from splitserve.core.errors import ConfigError
 from splitserve.gateway.config import GatewayConfig
+
+WAIT_S = 20.0
 
 
 @pytest.fixture
@@ -50,6 +57,38 @@ def test_an_unknown_key_is_named(started: list[GatewayConfig], tmp_path: Path) -
 async def test_plain_http_beyond_this_machine_is_refused_unless_it_is_said() -> None:
     with pytest.raises(ConfigError, match="listen"):
         await run_gateway(GatewayConfig(listen="0.0.0.0:0"), None, None)
+
+
+async def test_metrics_beyond_this_machine_are_refused_unless_it_is_said() -> None:
+    with pytest.raises(ConfigError, match="metrics"):
+        await run_gateway(GatewayConfig(listen="127.0.0.1:0", metrics="0.0.0.0:0"), None, None)
+
+
+async def test_a_gateway_has_metrics_and_probes_on_a_port_of_their_own() -> None:
+    """Nobody has to let a scraper in where requests come in."""
+    reader, writer = os.pipe()
+    running = asyncio.create_task(run_gateway(GatewayConfig(listen="127.0.0.1:0", metrics="127.0.0.1:0"), writer, None))
+    try:
+        with os.fdopen(reader) as ready:
+            facts = json.loads(await asyncio.to_thread(ready.readline))
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        pages = {
+            path: await asyncio.to_thread(_body, direct, f"http://{facts['metrics']}/{path}")
+            for path in ("livez", "readyz", "metrics")
+        }
+        assert (pages["livez"], pages["readyz"]) == ("ok\n", "ok\n")
+        assert "splitserve_http_streams 0.0" in pages["metrics"]
+        assert facts["address"] != facts["metrics"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(WAIT_S):
+            await running
+    finally:
+        running.cancel()
+
+
+def _body(opener: urllib.request.OpenerDirector, url: str) -> str:
+    with opener.open(url, timeout=WAIT_S) as page:
+        return str(page.read().decode())
 
 
 async def test_a_taken_port_names_its_option() -> None:

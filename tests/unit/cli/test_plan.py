@@ -174,7 +174,9 @@ def router() -> Iterator[tuple[str, Callable[[int, int], None]]]:
             for _ in range(then[0]):
                 metrics.ended("OK")
                 metrics.finished(
-                    Usage(prompt_tokens=then[1], output_tokens=100), Timings(0, 0, 0, 0.1, 0.02, "p", "d", 0, 0, 1)
+                    "standard",
+                    Usage(prompt_tokens=then[1], output_tokens=100),
+                    Timings(0, 0, 0, 0.1, 0.02, "p", "d", 0, 0, 1),
                 )
             self.send_response(200)
             self.end_headers()
@@ -206,6 +208,13 @@ def test_watch_without_traffic_says_so(splitserve: Run, plan_file: Path, router:
     done = _watch(splitserve, plan_file, router[0])
     assert done.code == 0
     assert "as planned: 0 requests/s, too few requests yet" in done.out
+
+
+def test_watch_asks_this_machine_without_the_environments_proxy(
+    splitserve: Run, monkeypatch: pytest.MonkeyPatch, plan_file: Path, router: Router
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert _watch(splitserve, plan_file, router[0]).code == 0
 
 
 def test_watch_plans_anew_where_traffic_drifted(

@@ -33,7 +33,7 @@ def _metrics(prompts: list[int], output: int = 100) -> str:
     metrics = RouterMetrics(registry)
     for prompt in prompts:
         metrics.ended("OK")
-        metrics.finished(Usage(prompt_tokens=prompt, output_tokens=output), TIMINGS)
+        metrics.finished("standard", Usage(prompt_tokens=prompt, output_tokens=output), TIMINGS)
     return generate_latest(registry).decode()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from splitserve.core.errors import ConfigError, Overloaded, PermissionDenied, Unauthenticated
+from splitserve.core.errors import ConfigError, Limit, Overloaded, PermissionDenied, Unauthenticated
 from splitserve.router.access import SCOPES, AccessControl, KeyFile
 from splitserve.router.keys import ANYBODY, KeyRing, Scope, Tenant
 from splitserve.rpc.gen import admin_pb2, inference_pb2, worker_pb2
@@ -134,10 +134,11 @@ def test_routers_share_the_limits() -> None:
     with (
         access.admitted(tenant),
         access.admitted(tenant),
-        pytest.raises(Overloaded, match="run already"),
+        pytest.raises(Overloaded, match="run already") as refused,
         access.admitted(tenant),
     ):
         pass
+    assert refused.value.limit is Limit.KEY_CONCURRENT_REQUESTS
     assert waits_s(access) == pytest.approx(30)
 
 
@@ -157,8 +158,9 @@ def test_what_a_tenant_has_used_stays_when_its_key_or_limits_change() -> None:
     tenant = access.identify("a-new-key-0123456789", Scope.INFERENCE)
     with access.admitted(tenant):
         pass
-    with pytest.raises(Overloaded), access.admitted(tenant):
+    with pytest.raises(Overloaded) as refused, access.admitted(tenant):
         pass
+    assert refused.value.limit is Limit.KEY_REQUESTS_PER_MINUTE
 
 
 # The file ------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.worker import KvMode, Outcome, Pool
 from splitserve.router.serve import Router
 from splitserve.rpc import convert
+from splitserve.rpc.protocol import SPOKEN
 from splitserve.rpc.status import from_rpc_error
 from tests.unit.router.scripted import WITHIN_S, worker_info
 from tests.unit.router.wired import WiredWorker, router
@@ -77,6 +78,65 @@ async def test_a_worker_that_does_not_fit_is_refused_by_field(
         assert isinstance(refusal, JoinRefused)
         assert refusal.field == field
         await names(client, "p0")
+
+
+NOW = convert.PROTOCOL_VERSION
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest"), [(NOW, 0), (NOW, NOW), (NOW, NOW + 1), (NOW - 1, NOW), (NOW - 1, NOW + 1)]
+)
+async def test_a_worker_of_a_neighbouring_release_joins_and_serves(serving: Router, lowest: int, highest: int) -> None:
+    """`highest` 0: of a release that says one version."""
+    worker = WiredWorker(serving.address, "d0", Pool.DECODE, protocol_version=lowest, max_protocol_version=highest)
+    async with AsyncClient(serving.address) as client, worker:
+        assert (await worker.told("welcome")).welcome.protocol_version == NOW
+        answer = asyncio.create_task(_collect(client))
+        worker.say(await worker.job(), 10, outcome=Outcome(FinishReason.STOP))
+        assert await answer == [10]
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "says"),
+    [
+        (NOW + 1, NOW + 2, f"the worker speaks {NOW + 1} to {NOW + 2} and this router {SPOKEN}; upgrade the router"),
+        (NOW + 1, 0, f"the worker speaks {NOW + 1} and this router {SPOKEN}; upgrade the router"),
+        (1, 2, f"the worker speaks 1 to 2 and this router {SPOKEN}; upgrade the worker"),
+        (0, 0, f"the worker speaks 0 and this router {SPOKEN}; upgrade the worker"),
+    ],
+)
+async def test_a_worker_with_no_version_in_common_is_told_which_side_to_upgrade(
+    serving: Router, lowest: int, highest: int, says: str
+) -> None:
+    misfit = WiredWorker(serving.address, "d0", Pool.DECODE, protocol_version=lowest, max_protocol_version=highest)
+    async with AsyncClient(serving.address) as client, misfit:
+        error = await misfit.ended()
+        assert error is not None
+        refusal = from_rpc_error(error)
+        assert isinstance(refusal, JoinRefused)
+        assert (refusal.field, says in refusal.message) == ("protocol_version", True), refusal
+        await names(client)
+
+
+async def test_a_rollout_never_pairs_workers_whose_kv_is_of_different_models(serving: Router) -> None:
+    """The old workers' peers stay among themselves; a new one is let in once the last of these has left."""
+    renewed = replace(worker_info("d1", Pool.DECODE).kv, model_fingerprint="renewed")
+    async with AsyncClient(serving.address) as client:
+        async with (
+            WiredWorker(serving.address, "p0", Pool.PREFILL) as old,
+            WiredWorker(serving.address, "d0", Pool.DECODE),
+        ):
+            await names(client, "p0", "d0")
+            async with WiredWorker(serving.address, "d1", Pool.DECODE, kv=renewed) as early:
+                error = await early.ended()
+            assert error is not None
+            assert "kv.model_fingerprint" in str(error.details())
+            peers = {peer.uuid for order in old.orders if order.HasField("peers") for peer in order.peers.peers}
+            assert peers == {"uuid-d0"}
+        await names(client)
+        async with WiredWorker(serving.address, "d1", Pool.DECODE, kv=renewed) as late:
+            await late.told("welcome")
+            await names(client, "d1")
 
 
 async def test_a_name_is_free_again_once_its_worker_has_left(serving: Router) -> None:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 from prometheus_client import CollectorRegistry
 
-from splitserve.core.fleet import Explanation
+from splitserve.core.fleet import Explanation, RunningRequest
 from splitserve.router import evacuation
 from splitserve.router.evacuation import AT_ONCE, Evacuation
 from splitserve.router.move import Move, Moved
@@ -32,6 +32,9 @@ class Passenger:
             self._answer(move)
 
     def explain(self) -> Explanation:
+        raise AssertionError("an evacuation has no use for it")
+
+    def status(self) -> RunningRequest:
         raise AssertionError("an evacuation has no use for it")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from splitserve.core.errors import Overloaded, Unavailable
+from splitserve.core.errors import Limit, Overloaded, Unavailable
 from splitserve.core.worker import Pool, StepCost
 from splitserve.routing.route import Need
 from tests.unit.router.room import Room, settled
@@ -52,6 +52,7 @@ async def refusal(room: Room) -> Overloaded:
     """Of the latest."""
     with pytest.raises(Overloaded) as refused:
         await room.ended()
+    assert refused.value.limit is Limit.SLO_CLASS
     return refused.value
 
 

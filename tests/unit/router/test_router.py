@@ -14,6 +14,7 @@ from splitserve.core.errors import (
     ConfigError,
     DeadlineExceeded,
     InvalidRequest,
+    Limit,
     Overloaded,
     Unavailable,
     UnknownWorker,
@@ -124,8 +125,24 @@ async def test_too_many_waiting_requests_are_told_when_to_come_back() -> None:
         with pytest.raises(Overloaded) as raised:
             await collect(client)
         assert raised.value.retry_after_s > 0
+        assert raised.value.limit is Limit.QUEUE
         worker.report(free_sequences=1)
         worker.say(await worker.job(), 10, outcome=STOPPED)
+        await first
+
+
+async def test_more_requests_at_once_than_the_router_takes_are_told_which_limit_that_is() -> None:
+    async with (
+        router(limits={"streams": 1}) as serving,
+        AsyncClient(serving.address) as client,
+        WiredWorker(serving.address, "d0", Pool.DECODE) as worker,
+    ):
+        first = asyncio.create_task(collect(client))
+        job = await worker.job()
+        with pytest.raises(Overloaded, match="1 requests run or wait here") as raised:
+            await collect(client)
+        assert raised.value.limit is Limit.STREAMS
+        worker.say(job, 10, outcome=STOPPED)
         await first
 
 
@@ -156,7 +173,7 @@ async def test_requests_are_counted_by_how_they_ended() -> None:
     assert registry.get_sample_value("splitserve_requests_total", {"code": "UNAVAILABLE"}) == 1
     assert registry.get_sample_value("splitserve_output_tokens_total") == 2
     assert registry.get_sample_value("splitserve_running_requests") == 0
-    assert registry.get_sample_value("splitserve_ttft_seconds_count") == 1
+    assert registry.get_sample_value("splitserve_ttft_seconds_count", {"slo_class": "standard"}) == 1
 
 
 # Health and shutdown ------------------------------------------------------------------------------------------------

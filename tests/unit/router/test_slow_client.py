@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from splitserve.core.config import RequestLimits, RouterConfig
-from splitserve.core.errors import Overloaded
+from splitserve.core.errors import Limit, Overloaded
 from splitserve.core.request import Chunk
 from splitserve.core.worker import DecodeJob, Pool
 from tests.unit.router.scripted import WITHIN_S, ScriptedWorker, Stage
@@ -92,7 +92,8 @@ async def test_a_client_that_takes_nothing_is_ended_with_the_reason() -> None:
     stage = Stage(RouterConfig(limits=RequestLimits(client_stall_s=0.05)))
     decode = stage.worker("d0", Pool.DECODE)
     call, job = await stuck(stage, decode, 2)
-    with pytest.raises(Overloaded, match=r"took nothing for 0\.05 s"):
+    with pytest.raises(Overloaded, match=r"took nothing for 0\.05 s") as ended:
         await ending(call)
+    assert ended.value.limit is Limit.SLOW_CLIENT
     await decode.cancelled_job(job)
     stage.close()

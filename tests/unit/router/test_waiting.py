@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from splitserve.core.errors import Overloaded, Unavailable
+from splitserve.core.errors import Limit, Overloaded, Unavailable
 from splitserve.core.worker import Pool
 from splitserve.routing.candidate import Candidate
 from splitserve.routing.route import Need
@@ -173,6 +173,7 @@ async def test_a_full_queue_refuses_new_requests_but_not_those_that_were_served_
     with pytest.raises(Overloaded, match="1 requests are waiting") as raised:
         await room.ended()
     assert raised.value.retry_after_s >= 0.5
+    assert raised.value.limit is Limit.QUEUE
     await room.ask("c", failed_with=Unavailable("d1 is gone"))
     assert len(room.waiting) == 2
     room.grant(DECODE)

@@ -30,13 +30,19 @@ class WiredWorker:
     is cleared it takes nothing that the router writes."""
 
     def __init__(
-        self, address: str, name: str, pool: Pool, protocol_version: int = convert.PROTOCOL_VERSION, **changes: object
+        self,
+        address: str,
+        name: str,
+        pool: Pool,
+        protocol_version: int = convert.PROTOCOL_VERSION,
+        max_protocol_version: int = 0,
+        **changes: object,
     ) -> None:
         self.info: WorkerInfo = worker_info(name, pool, **changes)  # type: ignore[arg-type]
         self.grants: Load = load_of(self.info)
         self.orders: list[worker_pb2.RouterMessage] = []
         self.error: grpc.aio.AioRpcError | None = None
-        self._protocol_version = protocol_version
+        self._versions = {"protocol_version": protocol_version, "max_protocol_version": max_protocol_version}
         self._channel = open_channel(address)
         self._call: Any = None
         self._upward: asyncio.Queue[worker_pb2.WorkerMessage | None] = asyncio.Queue()
@@ -49,7 +55,7 @@ class WiredWorker:
 
     async def __aenter__(self) -> Self:
         stub: Any = worker_pb2_grpc.FleetStub(self._channel)  # type: ignore[no-untyped-call]
-        join = worker_pb2.Join(protocol_version=self._protocol_version, worker=convert.worker_info_to_proto(self.info))
+        join = worker_pb2.Join(**self._versions, worker=convert.worker_info_to_proto(self.info))
         self._upward.put_nowait(worker_pb2.WorkerMessage(join=join))
         self._call = stub.Attach(self._messages())
         self._listening = asyncio.create_task(self._listen())

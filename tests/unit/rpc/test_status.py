@@ -4,10 +4,10 @@ from base64 import b64encode
 
 import grpc
 import pytest
-from google.rpc import code_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from splitserve.core import errors
-from splitserve.rpc.status import DETAILS_KEY, TABLE, code_of, from_rpc_error, to_status
+from splitserve.rpc.status import DETAILS_KEY, TABLE, code_of, from_rpc_error, from_status, to_status
 
 SAMPLES: list[errors.SplitserveError] = [
     errors.SplitserveError("broken"),
@@ -16,6 +16,7 @@ SAMPLES: list[errors.SplitserveError] = [
     errors.Unauthenticated("no key"),
     errors.PermissionDenied("not an admin's key"),
     errors.Overloaded("full", 2.5),
+    errors.Overloaded("too many", 2.5, errors.Limit.STREAMS),
     errors.DeadlineExceeded("late"),
     errors.Cancelled("gone"),
     errors.Unavailable("nobody"),
@@ -60,6 +61,40 @@ def test_a_client_meets_the_error_that_the_router_raised(error: errors.Splitserv
     assert type(met) is type(error)
     assert str(met) == str(error)
     assert vars(met) == vars(error)
+
+
+@pytest.mark.parametrize("limit", errors.Limit)
+def test_the_limit_that_was_reached_is_the_reason(limit: errors.Limit) -> None:
+    """Names that were given out stay: programs compare them."""
+    info = error_details_pb2.ErrorInfo()
+    assert to_status(errors.Overloaded("full", 1.0, limit)).details[0].Unpack(info)
+    assert (info.reason, info.domain) == (
+        limit.name if limit is not errors.Limit.UNSAID else "OVERLOADED",
+        "splitserve",
+    )
+    met = from_rpc_error(failed(errors.Overloaded("full", 1.0, limit)))
+    assert isinstance(met, errors.Overloaded)
+    assert met.limit is limit
+
+
+def test_the_reason_of_every_other_error_is_its_class() -> None:
+    reasons = []
+    for sample in SAMPLES:
+        info = error_details_pb2.ErrorInfo()
+        assert to_status(sample).details[0].Unpack(info)
+        reasons.append(info.reason)
+    assert "INVALID_REQUEST" in reasons
+    assert "JOIN_REFUSED" in reasons
+    assert len(set(reasons)) == len(SAMPLES), "a limit and a class have the same name"
+
+
+def test_a_limit_that_a_later_release_knows_keeps_its_delay() -> None:
+    status = to_status(errors.Overloaded("full", 7.5, errors.Limit.QUEUE))
+    later = error_details_pb2.ErrorInfo(reason="PATIENCE", domain="splitserve")
+    status.details[0].Pack(later)
+    met = from_status(status)
+    assert isinstance(met, errors.Overloaded)
+    assert (met.retry_after_s, met.limit) == (7.5, errors.Limit.UNSAID)
 
 
 @pytest.mark.parametrize("quoted", ["x", "é", "😀"])

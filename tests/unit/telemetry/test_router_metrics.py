@@ -22,10 +22,8 @@ def test_every_name_begins_with_splitserve() -> None:
 def test_a_finished_request_is_counted_in_every_phase() -> None:
     registry = CollectorRegistry()
     metrics = RouterMetrics(registry)
-    metrics.finished(Usage(10, 5), TIMINGS)
+    metrics.finished("batch", Usage(10, 5), TIMINGS)
     for name, value in {
-        "splitserve_ttft_seconds_sum": 2.0,
-        "splitserve_tpot_seconds_sum": 0.25,
         "splitserve_queue_seconds_sum": 0.5,
         "splitserve_prompt_tokens_total": 10,
         "splitserve_output_tokens_total": 5,
@@ -35,6 +33,26 @@ def test_a_finished_request_is_counted_in_every_phase() -> None:
         "splitserve_kv_moved_before_prefill_ended_bytes_total": 600,
     }.items():
         assert registry.get_sample_value(name) == value, name
+    for name, value in {"splitserve_ttft_seconds_sum": 2.0, "splitserve_tpot_seconds_sum": 0.25}.items():
+        assert registry.get_sample_value(name, {"slo_class": "batch"}) == value, name
+        assert registry.get_sample_value(name, {"slo_class": "standard"}) is None, name
+
+
+def test_what_is_expected_is_counted_from_zero_on() -> None:
+    registry = CollectorRegistry()
+    metrics = RouterMetrics(registry)
+    metrics.expect(["interactive", "mine"], ["OK", "UNAVAILABLE"])
+    for slo_class in ("interactive", "mine"):
+        assert registry.get_sample_value("splitserve_ttft_seconds_count", {"slo_class": slo_class}) == 0
+        assert registry.get_sample_value("splitserve_tpot_seconds_count", {"slo_class": slo_class}) == 0
+        for met in ("yes", "no"):
+            labels = {"slo_class": slo_class, "met": met}
+            assert registry.get_sample_value("splitserve_slo_outputs_total", labels) == 0
+    for code in ("OK", "UNAVAILABLE"):
+        assert registry.get_sample_value("splitserve_requests_total", {"code": code}) == 0
+    for reason in ("not_now", "lost", "silent", "transfer"):
+        assert registry.get_sample_value("splitserve_failed_attempts_total", {"reason": reason}) == 0
+    assert registry.get_sample_value("splitserve_migrations_total", {"outcome": "refused"}) == 0
 
 
 def test_outputs_are_judged_by_class() -> None:
@@ -50,8 +68,9 @@ def test_outputs_are_judged_by_class() -> None:
 
 def test_a_single_token_has_no_time_per_output_token() -> None:
     registry = CollectorRegistry()
-    RouterMetrics(registry).finished(Usage(10, 1), TIMINGS)
-    assert registry.get_sample_value("splitserve_tpot_seconds_count") == 0
+    RouterMetrics(registry).finished("batch", Usage(10, 1), TIMINGS)
+    assert registry.get_sample_value("splitserve_tpot_seconds_count", {"slo_class": "batch"}) is None
+    assert registry.get_sample_value("splitserve_ttft_seconds_count", {"slo_class": "batch"}) == 1
 
 
 def test_gauges_read_the_router_when_they_are_scraped() -> None:

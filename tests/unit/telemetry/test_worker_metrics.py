@@ -33,7 +33,8 @@ class Scraped:
 
     def kinds(self) -> dict[str, str]:
         page = generate_latest(self.registry).decode()
-        return {family.name: family.type for family in text_string_to_metric_families(page)}
+        families = text_string_to_metric_families(page)
+        return {family.name: family.type for family in families if not family.name.endswith("_created")}
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_every_series_is_there_before_anything_has_happened(scraped: Scraped) ->
     assert all(name.startswith("splitserve_worker_") for name in kinds)
     assert {name.removeprefix("splitserve_worker_kv_") for name in kinds if "_kv_" in name} == {
         *("blocks", "in_flight_bytes", "written_bytes", "writes", "cancels", "leases", "expired_leases"),
-        *("dropped_messages", "failed_transfers", "link_bytes_per_second", *MEASURES),
+        *("total_blocks", "dropped_messages", "failed_transfers", "link_bytes_per_second", *MEASURES),
     }
 
 
@@ -107,9 +108,10 @@ def test_gauges_and_counts_read_the_worker_when_they_are_scraped(scraped: Scrape
     states = [WorkerState(LOAD)]
     scraped.metrics.watch(lambda: states[-1])
     assert scraped("kv_writes_total") == scraped("kv_in_flight_bytes") == 0
-    states.append(WorkerState(LOAD, 1, 5, 512, KvCounts(4096, 16, 2, 3, 1, {"register for no claim": 4}), 6))
+    states.append(WorkerState(LOAD, 1, 5, 512, KvCounts(4096, 16, 2, 3, 1, {"register for no claim": 4}), 6, 99))
     read = {state: scraped("kv_blocks", state=state) for state in ("free", "parked", "pinned", "quarantined")}
     assert read == {"free": 90, "parked": 5, "pinned": 2, "quarantined": 4}
+    assert scraped("kv_total_blocks") == 99
     assert (scraped("running_jobs"), scraped("parked_jobs"), scraped("kv_in_flight_bytes")) == (3, 1, 512)
     names = ("written_bytes", "writes", "cancels", "leases", "expired_leases")
     assert [scraped(f"kv_{name}_total") for name in names] == [4096, 16, 2, 3, 1]
@@ -122,3 +124,10 @@ def test_jobs_are_counted_by_how_they_ended(scraped: Scraped) -> None:
     scraped.metrics.ended("decode", Outcome(failure=Failure.TRANSFER, message="the KV did not arrive"))
     assert scraped("jobs_total", kind="prefill", outcome="finished") == 1
     assert scraped("jobs_total", kind="decode", outcome="transfer") == 1
+
+
+def test_what_may_end_badly_is_counted_from_zero_on(scraped: Scraped) -> None:
+    for outcome in ("finished", *Failure):
+        assert scraped("jobs_total", kind="decode", outcome=str(outcome)) == 0
+    for side in (SOURCE, DESTINATION):
+        assert scraped("kv_failed_transfers_total", reason="peer ended", **side) == 0

@@ -49,6 +49,7 @@ class ScriptedEngine:
         self.submitted: asyncio.Queue[Job] = asyncio.Queue()
         self.cancelled: asyncio.Queue[str] = asyncio.Queue()
         self.started = threading.Event()
+        self.holds_start: threading.Event | None = None
         self.peers: list[KvPeer] = []
         self.handed: asyncio.Queue[tuple[str, Ticket, bool]] = asyncio.Queue()
         self.held = EngineLoad(100, 0, 0)
@@ -59,6 +60,8 @@ class ScriptedEngine:
         self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard, on_cached: OnCached = uncached
     ) -> EngineInfo:
         self._on_deltas, self.end_transfer, self.cached = on_deltas, on_transfer, on_cached
+        if self.holds_start is not None:
+            self.holds_start.wait(TIMEOUT_S)
         self.started.set()
         return INFO
 
@@ -167,6 +170,8 @@ class FakeRouter(worker_pb2_grpc.FleetServicer):
         self.refusals: asyncio.Queue[SplitserveError] = asyncio.Queue()
         self.address = ""
         self.heartbeat_s = HEARTBEAT_S
+        self.protocol_version = 0  # what its welcomes say
+        self.joins: list[worker_pb2.Join] = []
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
 
     async def next_stream(self) -> Stream:
@@ -181,11 +186,14 @@ class FakeRouter(worker_pb2_grpc.FleetServicer):
         self, messages: AsyncIterator[worker_pb2.WorkerMessage], context: grpc.aio.ServicerContext
     ) -> None:
         first = await anext(messages)
+        self.joins.append(first.join)
         if self.refuse is not None:
             self.refusals.put_nowait(self.refuse)
             await abort(context, self.refuse)
         stream = Stream(convert.worker_info_from_proto(first.join.worker))
-        welcome = worker_pb2.Welcome(router_uuid="router", heartbeat_interval_s=self.heartbeat_s)
+        welcome = worker_pb2.Welcome(
+            router_uuid="router", heartbeat_interval_s=self.heartbeat_s, protocol_version=self.protocol_version
+        )
         await context.write(worker_pb2.RouterMessage(welcome=welcome))
         self._streams.put_nowait(stream)
         async with asyncio.TaskGroup() as tasks:

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from uuid import uuid4
@@ -27,7 +29,9 @@ from splitserve.engine.protocol import EngineLoad
 from splitserve.engine.sim import SimEngine
 from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2
-from splitserve.worker.serve import DRAINED, QUARANTINED
+from splitserve.rpc.protocol import SPOKEN, Versions
+from splitserve.worker import link
+from splitserve.worker.serve import DRAINED, ENGINE_STALL_S, QUARANTINED
 from tests.unit.peers import TICKET, peer
 from tests.unit.worker.fakes import (
     PEER,
@@ -123,6 +127,123 @@ async def test_a_worker_that_was_let_in_once_waits_until_its_key_is_known_again(
         router.refuse = None
         await router.next_stream()
         assert not worker.task.done()
+
+
+MISFIT = JoinRefused("kv.model_fingerprint", "another model's, but the fleet's is f00d; start it alike")
+
+
+@pytest.fixture
+async def west(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeRouter]:
+    """A second router, which refuses. Whom it refuses asks again soon."""
+    monkeypatch.setattr(link, "REFUSED_BACK_OFF_S", 0.02)
+    async with router_at() as west:
+        west.refuse = MISFIT
+        yield west
+
+
+async def test_a_worker_that_one_router_refuses_serves_the_others_and_asks_that_one_again(
+    router: FakeRouter, west: FakeRouter, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(engine, [router, west], MODEL) as worker:
+        stream = await router.next_stream()
+        for _ in range(3):
+            await west.next_refusal()
+        stream.send_job(a_decode("a"))
+        await engine.next_job()
+        engine.step(Delta("a", 0, (5,), "x", outcome=DONE))
+        assert (await stream.outcome_of("a")).finish_reason is FinishReason.LENGTH
+        west.refuse = None
+        assert (await west.next_stream()).info.uuid == stream.info.uuid
+        assert not worker.task.done()
+    said = [record for record in caplog.records if record.message == "router refused this worker"]
+    assert len(said) == 1, "the same refusal is logged once"
+    assert vars(said[0])["splitserve_fields"] == {"router": west.address, "reason": str(MISFIT)}
+
+
+async def test_a_worker_waits_for_a_router_that_is_not_there_though_another_refuses(
+    west: FakeRouter, engine: ScriptedEngine
+) -> None:
+    late = FakeRouter()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        late.address = f"127.0.0.1:{probe.getsockname()[1]}"
+    async with running(engine, [west, late], MODEL) as worker:
+        for _ in range(3):
+            await west.next_refusal()
+        async with router_at(late.address) as there:
+            await there.next_stream()
+            assert not worker.task.done()
+
+
+async def test_a_worker_that_every_router_refuses_ends_with_all_their_sentences(
+    router: FakeRouter, west: FakeRouter, engine: ScriptedEngine
+) -> None:
+    router.refuse = JoinRefused("model", "'demo', but this router serves 'other'")
+    async with running(engine, [router, west], MODEL) as worker:
+        with pytest.raises(ConfigError) as ended:
+            await worker.exit_code()
+    for each in (router, west):
+        assert f"{each.address}: {each.refuse}" in str(ended.value)
+    assert engine.closed.is_set()
+
+
+async def test_a_worker_ends_when_its_last_router_comes_to_refuse_it_too(
+    router: FakeRouter, west: FakeRouter, engine: ScriptedEngine
+) -> None:
+    async with running(engine, [router, west], MODEL) as worker:
+        stream = await router.next_stream()
+        await west.next_refusal()
+        router.refuse = MISFIT
+        stream.break_off(Unavailable("upgraded"))
+        with pytest.raises(ConfigError, match="every one refused"):
+            await worker.exit_code()
+
+
+async def test_a_key_that_one_router_does_not_know_leaves_the_worker_to_the_others(
+    router: FakeRouter, west: FakeRouter, engine: ScriptedEngine
+) -> None:
+    west.refuse = Unauthenticated("no such key")
+    async with running(engine, [router, west], MODEL) as worker:
+        await router.next_stream()
+        for _ in range(2):
+            await west.next_refusal()
+        assert not worker.task.done()
+
+
+async def test_a_refused_worker_drains_without_waiting_to_be_asked_again(
+    router: FakeRouter, west: FakeRouter, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "REFUSED_BACK_OFF_S", 10 * TIMEOUT_S)
+    async with running(engine, [router, west], MODEL) as worker:
+        await router.next_stream()
+        await west.next_refusal()
+        worker.worker.drain()
+        assert await worker.exit_code() == DRAINED
+
+
+# Versions -----------------------------------------------------------------------------------------------------------
+async def test_a_worker_says_the_range_of_versions_that_it_speaks(worker: Running, router: FakeRouter) -> None:
+    await router.next_stream()
+    (join,) = router.joins
+    assert Versions(join.protocol_version, join.max_protocol_version) == SPOKEN
+
+
+async def test_a_welcome_without_a_version_is_of_a_router_that_knows_the_lowest_alone(
+    worker: Running, router: FakeRouter, stream: Stream
+) -> None:
+    await stream.until(lambda: bool(stream.loads))
+    (only,) = worker.worker._links.values()
+    assert only.protocol_version == SPOKEN.lowest
+
+
+@pytest.mark.parametrize("said", [SPOKEN.lowest - 1, SPOKEN.highest + 1])
+async def test_a_version_that_the_worker_does_not_speak_is_not_taken_from_a_router(
+    router: FakeRouter, engine: ScriptedEngine, said: int
+) -> None:
+    router.protocol_version = said
+    async with running(engine, [router], MODEL) as worker:
+        with pytest.raises(ConfigError, match=f"the router chose {said}, but this worker speaks {SPOKEN}"):
+            await worker.exit_code()
 
 
 # Jobs ---------------------------------------------------------------------------------------------------------------
@@ -357,6 +478,44 @@ async def test_two_routers_have_their_own_jobs_on_one_account(engine: ScriptedEn
         assert west.deltas == []
 
 
+# What its supervisor asks -------------------------------------------------------------------------------------------
+async def test_a_worker_is_ready_once_its_engine_is_loaded_and_a_router_has_taken_it_in(
+    router: FakeRouter, engine: ScriptedEngine
+) -> None:
+    loads = engine.holds_start = threading.Event()
+    async with running(engine, [router], MODEL) as worker:
+        assert (worker.worker.unready(), worker.worker.engine_fault()) == ("its engine is loading", "")
+        loads.set()
+        stream = await router.next_stream()
+        await stream.until(lambda: bool(stream.loads))
+        assert worker.worker.unready() == ""
+        worker.worker.drain()
+        assert worker.worker.unready() == "it drains"
+
+
+async def test_a_worker_without_a_router_is_not_ready_and_says_which_refused_it(
+    router: FakeRouter, west: FakeRouter, engine: ScriptedEngine
+) -> None:
+    async with running(engine, [router, west], MODEL) as worker:
+        stream = await router.next_stream()
+        await west.next_refusal()
+        router.heartbeat_s, router.refuse = 60.0, JoinRefused("name", "'w' is taken")
+        stream.break_off(Unavailable("it goes"))
+        await router.next_refusal()
+        assert worker.worker.unready() == f"it is attached to no router; {west.address}: {MISFIT}"
+
+
+async def test_a_worker_whose_engine_turns_no_more_does_not_live(
+    worker: Running, engine: ScriptedEngine, stream: Stream
+) -> None:
+    engine.held = EngineLoad(100, 0, 0, turned_at=time.monotonic())
+    assert worker.worker.engine_fault() == ""
+    engine.held = EngineLoad(100, 0, 0, turned_at=time.monotonic() - 2 * ENGINE_STALL_S)
+    assert worker.worker.engine_fault().startswith("its engine has been in one step for 240 s")
+    engine.broken = EngineError("the engine broke")
+    assert worker.worker.engine_fault() == "the engine broke"
+
+
 # Metrics ------------------------------------------------------------------------------------------------------------
 async def test_metrics_tell_what_ended_and_what_is_held(
     worker: Running, engine: ScriptedEngine, stream: Stream
@@ -364,6 +523,7 @@ async def test_metrics_tell_what_ended_and_what_is_held(
     stream.send_job(a_decode("a", tokens=40))
     await engine.next_job()
     assert worker.registry.get_sample_value("splitserve_worker_kv_blocks", {"state": "free"}) == 97
+    assert worker.registry.get_sample_value("splitserve_worker_kv_total_blocks") == 100
     assert worker.registry.get_sample_value("splitserve_worker_running_jobs") == 1
     engine.step(Delta("a", 0, (5, 6), "x", outcome=DONE))
     await stream.outcome_of("a")

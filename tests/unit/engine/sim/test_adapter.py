@@ -54,7 +54,7 @@ def pair() -> Iterator[tuple[Listener, Listener]]:
 
 
 def test_bytes_are_the_real_models_though_only_digests_move() -> None:
-    kv = kv_format(MODEL, QUICK, KvMode.PUSH)
+    kv = kv_format(MODEL, QUICK, KvMode.PUSH, "shm")
     assert kv.block_bytes == 2 * 16 * MODEL.kv_heads * MODEL.head_dim * 2
     assert (kv.dtype, kv.layers, kv.transport) == ("bfloat16", MODEL.layers, "shm")
 
@@ -379,3 +379,15 @@ def test_reasoning_and_a_call_go_on_after_a_break() -> None:
             rest = resumed_at(alone, whole, sent)
             assert told(before(whole, sent), rest) == told(whole), f"resumed after {sent}"
             assert rest.outcome.finish_reason is FinishReason.TOOL_CALLS
+
+
+def test_an_engine_that_turns_says_when_it_last_did() -> None:
+    engine = an_engine()
+    with started(engine) as listener:
+        listener.submit(a_decode(a_prompt(WORDS, 20, 1), greedy(4))).wait()
+        before = listener.engine.load().turned_at
+        assert before is not None
+        listener.submit(a_decode(a_prompt(WORDS, 20, 2), greedy(4))).wait()
+        after = listener.engine.load().turned_at
+        assert after is not None
+        assert after > before

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf import descriptor_pb2
 
-from splitserve.core.errors import InvalidRequest, ModelNotFound, Overloaded, Unavailable
+from splitserve.core.errors import InvalidRequest, Limit, ModelNotFound, Overloaded, Unavailable
 from splitserve.core.request import Chunk, FinishReason, Logprob, Model, SamplingParams, Timings, Usage
 from splitserve.rpc.convert import kserve
 from splitserve.rpc.convert.tensors import raw_of_texts, texts_of_raw
@@ -301,9 +301,10 @@ def test_a_failure_within_a_stream_says_all_that_a_status_would() -> None:
     assert (parameters["code"].string_param, parameters["field"].string_param) == ("INVALID_ARGUMENT", "text_input")
     assert parameters["triton_final_response"].bool_param
     assert invalid.infer_response.id == "r"
-    full = kserve.failure_to_proto(request(id=""), Overloaded("full", 2.5))
+    full = kserve.failure_to_proto(request(id=""), Overloaded("full", 2.5, Limit.QUEUE))
     assert full.error_message == "RESOURCE_EXHAUSTED: full"
     assert full.infer_response.parameters["retry_after_s"].double_param == 2.5
+    assert full.infer_response.parameters["limit"].string_param == "QUEUE"
 
 
 def test_a_models_metadata_has_every_input_and_output_by_name() -> None:

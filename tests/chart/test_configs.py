@@ -1,0 +1,210 @@
+"""What pods are started with is what splitserve takes: files by its own parsers, options by its own command line; and
+what they name (addresses, files, certificates) is what the chart makes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+from typer.core import TyperGroup
+
+from splitserve.cli.main import app
+from splitserve.core.config import RouterConfig, Settings, WorkerConfig, parse
+from splitserve.core.exposure import check_router, check_worker
+from splitserve.gateway.config import GatewayConfig
+from splitserve.rpc.channel import addresses
+from tests.chart.tools import NAMESPACE, Chart, Document, containers, merged, one, pod_templates
+from tests.chart.variants import VARIANTS
+
+CLASSES: dict[str, type[Settings]] = {
+    "router.yaml": RouterConfig,
+    "gateway.yaml": GatewayConfig,
+    "worker.yaml": WorkerConfig,
+}
+ENDS_IN_TIME_S = 10  # after its drain bound: stopping, and what the kubelet takes
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+
+
+def _configs(found: list[Document], file: str) -> Iterator[Any]:
+    for each in found:
+        if each["kind"] == "ConfigMap" and file in each["data"]:
+            yield parse(CLASSES[file], yaml.safe_load(each["data"][file]), file)
+
+
+@every_variant
+def test_every_configuration_is_one_that_splitserve_takes(rendered: dict[str, list[Document]], name: str) -> None:
+    routers, workers = (list(_configs(rendered[name], file)) for file in ("router.yaml", "worker.yaml"))
+    assert len(routers) == 1
+    assert workers
+    for router in routers:
+        check_router(router)
+    for worker in workers:
+        check_worker(worker)
+    list(_configs(rendered[name], "gateway.yaml"))
+
+
+@every_variant
+def test_every_command_line_is_one_that_splitserve_takes(rendered: dict[str, list[Document]], name: str) -> None:
+    commands = typer.main.get_command(app)
+    assert isinstance(commands, TyperGroup)
+    started = 0
+    for _, pod in pod_templates(rendered[name]):
+        for container in pod["spec"]["containers"]:
+            if container["command"][-1] == "splitserve":
+                command, *options = container["args"]
+                with commands.commands[command].make_context(command, options):
+                    started += 1
+    assert started >= 3
+
+
+@every_variant
+def test_workers_and_gateways_know_every_router_by_its_name(rendered: dict[str, list[Document]], name: str) -> None:
+    found = rendered[name]
+    routers, service = one(found, "StatefulSet", "router"), one(found, "Service", "routers")
+    assert routers["spec"]["serviceName"] == service["metadata"]["name"]
+    port = service["spec"]["ports"][0]["port"]
+    pods = [f"{routers['metadata']['name']}-{at}" for at in range(routers["spec"]["replicas"])]
+    named = [f"{pod}.{service['metadata']['name']}.{NAMESPACE}.svc:{port}" for pod in pods]
+    for worker in _configs(found, "worker.yaml"):
+        assert worker.routers == named
+    for gateway in _configs(found, "gateway.yaml"):
+        assert addresses(gateway.router) == named
+
+
+@every_variant
+def test_files_that_a_configuration_names_are_mounted(rendered: dict[str, list[Document]], name: str) -> None:
+    maps = {each["metadata"]["name"]: each["data"] for each in rendered[name] if each["kind"] == "ConfigMap"}
+    for where, pod in pod_templates(rendered[name]):
+        container = pod["spec"]["containers"][0]
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+        if "config" not in volumes:
+            continue
+        data = maps[volumes["config"]["configMap"]["name"]]
+        text = next(text for file, text in data.items() if file in CLASSES)
+        for file in _files(yaml.safe_load(text)):
+            directory, _, base = file.rpartition("/")
+            volume = volumes[mounts[directory]]
+            if "configMap" in volume:
+                assert base in data, where
+            elif "items" in volume["secret"]:
+                assert base in [item["path"] for item in volume["secret"]["items"]], where
+            else:
+                assert base in ("tls.crt", "tls.key", "ca.crt"), where
+        model = yaml.safe_load(text).get("model", "demo")
+        assert model == "demo" or "/models" in mounts, where
+
+
+def _files(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        for value in config.values():
+            yield from _files(value)
+    elif isinstance(config, str) and config.startswith("/etc/splitserve/"):
+        yield config
+
+
+def test_a_worker_sees_no_key_but_its_own(rendered: dict[str, list[Document]]) -> None:
+    for pool in ("prefill", "decode"):
+        volumes = one(rendered["secured"], "Deployment", pool)["spec"]["template"]["spec"]["volumes"]
+        keys = next(volume["secret"] for volume in volumes if volume["name"] == "api-keys")
+        assert keys["items"] == [{"key": "worker", "path": "worker"}]
+        assert "tls" not in [volume["name"] for volume in volumes]  # the routers' certificate
+
+
+@pytest.mark.parametrize("name", ["cert-manager", "simulated-secured"])
+def test_certificates_have_the_names_that_callers_use(rendered: dict[str, list[Document]], name: str) -> None:
+    found = rendered[name]
+    server = set(one(found, "Certificate", "")["spec"]["dnsNames"])
+    worker = set(one(found, "Certificate", "worker")["spec"]["dnsNames"])
+    for config in (*_configs(found, "worker.yaml"), *_configs(found, "gateway.yaml")):
+        assert config.router_tls.server_name in server
+    test = one(found, "Pod", "test")
+    called = [arg for container in test["spec"]["containers"] for arg in container["args"] if ".svc:" in arg]
+    assert len(called) == 2
+    assert all(arg.rpartition(":")[0].rpartition("=")[2].rpartition("/")[2] in server for arg in called)
+    for monitor in (each for each in found if each["kind"] == "ServiceMonitor"):
+        assert monitor["spec"]["endpoints"][0]["tlsConfig"]["serverName"] in server
+    (pods,) = [each for each in found if each["kind"] == "PodMonitor"]
+    assert pods["spec"]["podMetricsEndpoints"][0]["tlsConfig"]["serverName"] in worker
+
+
+@every_variant
+def test_a_pod_gets_the_time_that_its_drain_may_take(rendered: dict[str, list[Document]], name: str) -> None:
+    (router,) = _configs(rendered[name], "router.yaml")
+    gateways = list(_configs(rendered[name], "gateway.yaml"))
+    bounds = {"router": router.drain_timeout_s, "worker": router.deadline_s, "test": 0.0}
+    bounds |= {"gateway": gateways[0].drain_timeout_s} if gateways else {}
+    for _, pod in pod_templates(rendered[name]):
+        component = pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        hook = pod["spec"]["containers"][0].get("lifecycle", {}).get("preStop")
+        before = float(hook["exec"]["command"][1]) if hook else 0.0
+        if component != "test":
+            assert pod["spec"]["terminationGracePeriodSeconds"] >= before + bounds[component] + ENDS_IN_TIME_S
+
+
+def test_a_change_rolls_the_pods_that_it_concerns_and_no_others(chart: Chart) -> None:
+    base = VARIANTS["secured"]
+    assert _rolled(chart, base, {"pools": {"decode": {"engine": {"max_num_seqs": 9}}}}) == {"decode"}
+    assert _rolled(chart, base, {"router": {"config": {"chunk_gap_s": 0.1}}}) == {"router"}
+    assert _rolled(chart, base, {"gateway": {"config": {"max_body_mib": 9}}}) == {"gateway"}
+    assert _rolled(chart, base, {"kvTransfer": {"settings": {"lease_s": 9}}}) == {
+        *("prefill", "decode", "decode-a100", "mixed")
+    }
+    assert not _rolled(chart, base, {"pools": {"decode": {"workers": 9}}, "slo": {"attainment": 0.5}})
+
+
+def _rolled(chart: Chart, base: dict[str, Any], change: dict[str, Any]) -> set[str]:
+    def pods(values: dict[str, Any]) -> dict[str, Document]:
+        return {name: pod for name, pod in pod_templates(chart.documents(values)) if not name.startswith("Pod/")}
+
+    before, after = pods(base), pods(merged(base, change))
+    return {name.partition("/try-splitserve-")[2] for name in before if before[name] != after[name]}
+
+
+def test_options_of_a_pool_go_over_those_of_all(chart: Chart) -> None:
+    values = merged(
+        VARIANTS["minimal"],
+        {
+            "engine": {"max_num_seqs": 32, "extra": {"quantization": "fp8"}},
+            "poolDefaults": {"workers": 2, "tolerations": [{"key": "gpu"}]},
+            "pools": {
+                "prefill": {"role": "prefill", "workers": 0, "engine": {"extra": {"seed": 1}}, "tolerations": []},
+                "decode": {"role": "decode", "engine": {"max_num_seqs": 64}},
+                "trial": {"role": "decode", "engine": {"kind": "sim"}},
+            },
+        },
+    )
+    found = chart.documents(values)
+    engines = {
+        pool: parse(WorkerConfig, yaml.safe_load(one(found, "ConfigMap", pool)["data"]["worker.yaml"]), pool).engine
+        for pool in ("prefill", "decode", "trial")
+    }
+    assert engines["prefill"].model_dump(exclude_unset=True)["extra"] == {"quantization": "fp8", "seed": 1}
+    assert (engines["prefill"].max_num_seqs, engines["decode"].max_num_seqs) == (32, 64)
+    assert engines["trial"].kind == "sim"
+    prefill, decode = (one(found, "Deployment", pool)["spec"] for pool in ("prefill", "decode"))
+    assert (prefill["replicas"], decode["replicas"]) == (0, 2)
+    assert "tolerations" not in prefill["template"]["spec"]
+    assert decode["template"]["spec"]["tolerations"] == [{"key": "gpu"}]
+
+
+def test_gpus_are_asked_for_as_parallelism_says(rendered: dict[str, list[Document]]) -> None:
+    limits = {
+        where.rpartition("try-splitserve-")[2]: containers(pod)[-1]["resources"]["limits"]
+        for variant in ("secured", "spanning")
+        for where, pod in pod_templates(rendered[variant])
+        if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "worker"
+    }
+    assert limits["prefill"] == {"nvidia.com/gpu": 2}
+    assert limits["decode-a100"] == {"nvidia.com/mig-3g": 1}
+    assert limits["decode/leader"] == limits["decode/worker"] == {"nvidia.com/gpu": 8}
+
+
+def test_a_routers_download_leaves_the_weights_out(rendered: dict[str, list[Document]]) -> None:
+    left_out = {}
+    for where, pod in pod_templates(rendered["minimal"]):
+        for each in pod["spec"].get("initContainers", []):
+            left_out[where] = {variable["name"]: variable.get("value") for variable in each["env"]}["NOT"]
+    assert "*.safetensors" in left_out["StatefulSet/try-splitserve-router"]
+    assert "*.safetensors" not in left_out["Deployment/try-splitserve-decode"]
