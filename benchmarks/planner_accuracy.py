@@ -6,6 +6,11 @@ One prefill and one decode worker, on vLLM each on a core of its own, with a rou
 `splitserve profile` does, and a few requests that meet an idle cluster say what serving adds to a step and to a TTFT.
 Then, at each rate, the simulator and the cluster serve the very same requests. Router, client and workers share the
 machine's cores, of which the simulator knows nothing.
+
+Before and after each rate a few requests alone say how fast the machine is, as in `benchmarks.goodput`. To one that has
+become more than a tenth slower or faster requests are sent, and their times judged, as if its clock had changed by as
+much; a rate during which it changes by more than a tenth is taken once more, and if that happens again, the run is
+invalid (exit status 1).
 """
 
 import argparse
@@ -14,22 +19,18 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from benchmarks.goodput import alone as one_alone
+from benchmarks.goodput.alone import Alone
+from benchmarks.goodput.served import Served, serving
 from benchmarks.side_by_side import profiled
 from splitserve.bench import open_loop
-from splitserve.bench.targets.router import to_router
 from splitserve.cli.build import DEMO_MODEL
-from splitserve.cli.cluster import running
-from splitserve.cli.supervisor import Ended, Event, Ready
-from splitserve.client import AsyncClient
-from splitserve.core.config import ClusterConfig
 from splitserve.core.slo import Slo, Timelines, attainment
 from splitserve.latency.fit import FittedLatency
 from splitserve.latency.model import PrefillChunk, Step
@@ -49,12 +50,13 @@ OVERHEAD_REQUESTS = 10
 STREAMS = (1, 16)
 LINK_BYTES_PER_S = 3e9  # NIXL over shared memory on one machine: benchmarks/results/kv_transfer.txt
 LONGEST_TOKENS = 2048
-SETTLE_S = 3.0
+TRIES = 2  # of a rate during which the machine's speed changed
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One rate, requests per second. Times are seconds."""
+    """One rate, requests per second. Times are seconds. `slower`: the machine before the run, in multiples of what a
+    request alone took at first, 1 where it was within a tenth; `slower_after` the same after it."""
 
     rate_rps: float
     predicted: float
@@ -66,6 +68,12 @@ class Row:
     tpot_p50_predicted_s: float
     tpot_p50_measured_s: float
     late_share: float
+    slower: float
+    slower_after: float
+
+    @property
+    def steady(self) -> bool:
+        return abs(self.slower_after / self.slower - 1.0) <= one_alone.NORMAL
 
     @property
     def points(self) -> float:
@@ -93,32 +101,66 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="splitserve-accuracy-") as scratch:
         report = asyncio.run(_compare(args.model, args.requests, args.profile, Path(scratch)))
     print(json.dumps(asdict(report)) if args.json else _table(report))
+    if not all(row.steady for row in report.rows):
+        sys.exit("invalid: the machine's speed changed by more than a tenth while it was measured; run it again")
 
 
 async def _compare(model: str, count: int, known: Path | None, scratch: Path) -> Report:
     directory = _model_directory(model, scratch)
-    cluster = {"model": str(directory), "engine": _SIMULATED if model == "simulated" else _VLLM}
-    profile = profiled(cluster, scratch, known or scratch / "profile.json", LONGEST_TOKENS)
-    latency = profile.latency()
+    cluster = {"engine": _SIMULATED if model == "simulated" else _VLLM}
+    profile = profiled({"model": str(directory), **cluster}, scratch, known or scratch / "profile.json", LONGEST_TOKENS)
     asked = workload(WORKLOAD)
-    async with _cluster(cluster, scratch) as client:
-        vocabulary = profile.settings["vocabulary"]
-        latency = await _served(client, profile, latency, vocabulary)
-        overhead_s = await _overhead_s(client, latency, vocabulary)
+    (scratch / "run").mkdir()
+    async with serving(directory, cluster, scratch / "run") as served:
+        await _overhead_s(served, profile.latency())  # the first requests pay for what an engine does once
+        latency = await _beside_serving(served, profile)
+        overhead_s = await _overhead_s(served, latency)
+        unit = await one_alone.measured(served, int(asked.mean_prompt_tokens), seed=1000)
         deployment = _deployment(profile, latency)
         slo = _slo(latency, asked, overhead_s)
         goodput_rps = _goodput(deployment, asked, slo, overhead_s, count)
         _say(f"overhead {overhead_s * 1000:.1f} ms; TTFT {slo.ttft_s:.3f} s, TPOT {slo.tpot_s:.4f} s; ", goodput_rps)
-        rows = []
-        for number, share in enumerate(SHARES):
-            requests = asked.draw(count, share * goodput_rps, seed=100 + number)
-            run = await open_loop.run(requests, to_router(client, requests, vocabulary, seed=number))
-            predicted = _late(simulate(deployment, requests).timelines, overhead_s)
-            rows.append(_row(share * goodput_rps, predicted, run.timelines, slo, run.share_late))
-            _say(f"{rows[-1].rate_rps:.2f} requests/s: predicted {rows[-1].predicted:.0%}, ", rows[-1].measured)
-            await asyncio.sleep(SETTLE_S)
+        at = _At(served, unit, deployment, asked, slo, overhead_s, count)
+        rows = [await at.rate(share * goodput_rps, seed=100 + number) for number, share in enumerate(SHARES)]
     errors = ", ".join(f"{kind} {held.mean:.1%}" for kind, held in latency.held_out)
     return Report(model, errors, overhead_s, slo, goodput_rps, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """Predicts and measures one rate after the other, by the same deployment and objectives."""
+
+    served: Served
+    unit: Alone
+    deployment: Deployment
+    asked: Workload
+    slo: Slo
+    overhead_s: float
+    count: int
+
+    async def rate(self, rate_rps: float, seed: int) -> Row:
+        for _ in range(TRIES):
+            row = await self._once(rate_rps, seed)
+            _say(f"{rate_rps:.2f} requests/s: predicted {row.predicted:.0%}, ", row.measured)
+            if row.steady:
+                break
+            _say(f"the machine went from {row.slower:.2f} times as slow to ", row.slower_after)
+        return row
+
+    async def _once(self, rate_rps: float, seed: int) -> Row:
+        before = await self._slower()
+        factor = one_alone.beyond_normal(before)
+        requests = self.asked.draw(self.count, rate_rps, seed)
+        slowed = replace(requests, arrival_s=requests.arrival_s * factor)
+        run = await open_loop.run(slowed, self.served.send(slowed, seed))
+        await self.served.quiet()
+        after = await self._slower()
+        predicted = _late(simulate(self.deployment, requests).timelines, self.overhead_s)
+        measured = one_alone.as_if(run.timelines, factor)
+        return _row(rate_rps, predicted, measured, self.slo, run.share_late, (factor, after / before * factor))
+
+    async def _slower(self) -> float:
+        return await one_alone.speed(self.served, int(self.asked.mean_prompt_tokens), 2000, self.unit)
 
 
 def _model_directory(name: str, scratch: Path) -> Path:
@@ -165,32 +207,13 @@ _SIMULATED = {
 }
 
 
-@asynccontextmanager
-async def _cluster(said: dict[str, Any], scratch: Path) -> AsyncIterator[AsyncClient]:
-    (scratch / "run").mkdir()
-    local = {"router": {"listen": "127.0.0.1:0", "metrics": None}, "worker_metrics_port": None, "restart": False}
-    cluster = ClusterConfig.model_validate({**said, **local})
-    async with (
-        running(cluster, "benchmark", scratch / "run", _on_event, drain_s=5.0) as up,
-        AsyncClient(up.address) as client,
-    ):
-        yield client
-
-
-def _on_event(event: Event) -> None:
-    if isinstance(event, Ready):
-        print(f"{event.name} is ready", file=sys.stderr, flush=True)
-    elif isinstance(event, Ended) and event.code:
-        print(f"{event.name} died: {event.how}", file=sys.stderr, flush=True)
-
-
-async def _overhead_s(client: AsyncClient, latency: FittedLatency, vocabulary: int) -> float:
+async def _overhead_s(served: Served, latency: FittedLatency) -> float:
     """What a request alone waits beyond its steps: client, router, both workers' loops."""
     lengths, gap_s = 400, 1.0
     arrivals = np.arange(OVERHEAD_REQUESTS + 3, dtype=np.float64) * gap_s
     same = np.full(len(arrivals), lengths, dtype=np.int64)
     requests = Requests(arrivals, same, np.full(len(arrivals), 4, dtype=np.int64))
-    run = await open_loop.run(requests, to_router(client, requests, vocabulary, seed=9))
+    run = await open_loop.run(requests, served.send(requests, seed=9))
     return max(0.0, float(np.median(run.timelines.ttft_s[3:])) - _alone_s(latency, lengths))
 
 
@@ -200,14 +223,14 @@ def _alone_s(latency: FittedLatency, prompt_tokens: int) -> float:
     return latency.step_s(prefill) + latency.step_s(Step.of(decodes=[prompt_tokens]))
 
 
-async def _served(client: AsyncClient, profile: Profile, latency: FittedLatency, vocabulary: int) -> FittedLatency:
+async def _beside_serving(served: Served, profile: Profile) -> FittedLatency:
     """The engine's latencies with what serving adds to a step: deltas, gRPC and the router, which share its cores. Seen
     in the pace of few and of many streams that meet an idle cluster; no load decides it."""
-    extra_s = []
+    latency, extra_s = profile.latency(), []
     for streams in STREAMS:
         arrivals, prompts = np.zeros(streams, dtype=np.float64), np.full(streams, 100, dtype=np.int64)
         requests = Requests(arrivals, prompts, np.full(streams, 80, dtype=np.int64))
-        seen = (await open_loop.run(requests, to_router(client, requests, vocabulary, seed=streams))).timelines
+        seen = (await open_loop.run(requests, served.send(requests, seed=streams))).timelines
         said = simulate(_deployment(profile, latency), requests).timelines
         extra_s.append(float(np.median(seen.tpot_s) - np.median(said.tpot_s)))
     each_s = max(0.0, (extra_s[1] - extra_s[0]) / (STREAMS[1] - STREAMS[0]))
@@ -257,12 +280,19 @@ def _late(timelines: Timelines, overhead_s: float) -> Timelines:
     )
 
 
-def _row(rate_rps: float, predicted: Timelines, measured: Timelines, slo: Slo, late_share: float) -> Row:
+def _row(
+    rate_rps: float,
+    predicted: Timelines,
+    measured: Timelines,
+    slo: Slo,
+    late_share: float,
+    slower: tuple[float, float],
+) -> Row:
     both = (predicted, measured)
     quantiles = [float(np.quantile(each.ttft_s, share)) for share in (0.5, 0.9) for each in both]
     tpot = [float(np.median(each.tpot_s)) for each in both]
     shares = [attainment(each, slo) for each in both]
-    return Row(*(rate_rps, *shares, *quantiles, *tpot, late_share))
+    return Row(*(rate_rps, *shares, *quantiles, *tpot, late_share, *slower))
 
 
 def _table(report: Report) -> str:
@@ -282,6 +312,8 @@ def _table(report: Report) -> str:
         )
         shown = "  ".join(f"{said * 1000:7.1f} {seen * 1000:7.1f}   " for said, seen in times)
         late = f"  (sender late: {row.late_share:.0%})" if row.late_share > 0.01 else ""
+        late += f"  (machine {row.slower:.2f} times as slow)" if row.slower != 1.0 else ""
+        late += "" if row.steady else f"  INVALID: {row.slower_after:.2f} times as slow after it"
         lines.append(
             f"{row.rate_rps:5.2f}  {row.predicted:4.0%}  {row.measured:4.0%}  {row.points:+6.1f}  {shown}{late}"
         )

@@ -4,8 +4,10 @@
     python -m benchmarks.scheduling --workers 64 --shape balanced --json
 
 Every system serves the same requests with the router's own policy: colocated workers with each chunk, pools with each
-split, and the adaptive policy with the cell's objectives. The best chunk and the best split of each cell count. Step
-times are those of the engine that `benchmarks.goodput` serves, as `benchmarks.predicted` profiles it.
+split, and the adaptive policy with the cell's objectives. The best chunk and the best split of each cell count; for a
+large fleet `--static` says which ones to try. Goodput is where attainment crosses its target, between two rates of
+which one meets it. Step times are those of the engine that `benchmarks.goodput` serves, as `benchmarks.predicted`
+profiles it.
 """
 
 import argparse
@@ -101,6 +103,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, action="append", help="repeat for several; default: 8")
     parser.add_argument("--shape", choices=SHAPES, action="append", help="repeat for several; default: all")
     parser.add_argument("--cell", action="append", help='such as "TTFT 5x, TPOT 2x"; default: all nine')
+    parser.add_argument("--static", action="append", help='such as "chunk 64" or "4+4", for several; default: all')
     parser.add_argument("--seeds", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--profile", type=Path, default=PROFILE, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -111,7 +114,7 @@ def main() -> None:
         row
         for workers in args.workers or (8,)
         for name in args.shape or SHAPES
-        for row in rows(SHAPES[name], workers, latency, cells, args.seeds)
+        for row in rows(SHAPES[name], workers, latency, cells, args.seeds, args.static)
     ]
     if args.json:
         print(json.dumps([asdict(row) | {"over_static": row.over_static} for row in found]))
@@ -119,9 +122,18 @@ def main() -> None:
         print("\n".join(table(found)))
 
 
-def rows(shape: Shape, workers: int, latency: LatencyModel, cells: Sequence[Cell], seeds: int = 1) -> Iterator[Row]:
+def rows(
+    shape: Shape,
+    workers: int,
+    latency: LatencyModel,
+    cells: Sequence[Cell],
+    seeds: int = 1,
+    names: Sequence[str] | None = None,
+) -> Iterator[Row]:
+    """`names` of the static systems that are tried; None: of all."""
     unit, runs = unit_of(latency, shape), Runs(shape, workers, seeds)
-    static, adaptive = static_systems(workers, latency), adaptive_system(workers, latency)
+    static = [system for system in static_systems(workers, latency) if names is None or system.name in names]
+    adaptive = adaptive_system(workers, latency)
     for cell in cells:
         row = _row(cell, runs, cell.slo(unit), static, adaptive)
         print(f"{shape.name}, {workers} workers, {cell}: {row.over_static:.2f}", file=sys.stderr)
@@ -129,10 +141,10 @@ def rows(shape: Shape, workers: int, latency: LatencyModel, cells: Sequence[Cell
 
 
 def _row(cell: Cell, runs: Runs, slo: Slo, static: Sequence[System], adaptive: System) -> Row:
-    best: dict[str, tuple[float, str]] = {}
+    best: dict[str, tuple[float, str]] = {"colocated": (0.0, "-"), "pools": (0.0, "-")}
     for system in static:
         found = _goodput(partial(runs.attainment, system, slo, None), runs.workers), system.name
-        best[system.kind] = max(best.get(system.kind, (0.0, "")), found)
+        best[system.kind] = max(best[system.kind], found)
     rps = _goodput(partial(runs.attainment, adaptive, slo, slo), runs.workers)
     return Row(runs.shape.name, runs.workers, str(cell), *best["colocated"], *best["pools"], rps)
 
@@ -192,7 +204,8 @@ def _judged(lines: Timelines) -> Timelines:
 
 
 def _goodput(attainment: Callable[[int], float], workers: int) -> float:
-    """The highest rate of the grid that meets the target, by bisection; 0 if even the lowest does not."""
+    """Where attainment crosses the target, on a line between the highest rate of the grid that meets it and the next;
+    by bisection. 0 if even the lowest does not."""
     met, missed, step, stride = -SPAN, SPAN, 0, 4
     while missed - met > 1:
         if attainment(step) >= ATTAINMENT:
@@ -206,10 +219,13 @@ def _goodput(attainment: Callable[[int], float], workers: int) -> float:
         else:
             step = (met + missed) // 2
         stride *= 2
-    return rate_rps(met, workers) if met > -SPAN else 0.0
+    if met == -SPAN:
+        return 0.0
+    above, below = attainment(met), attainment(missed) if missed < SPAN else 0.0
+    return rate_rps(met + (above - ATTAINMENT) / (above - below), workers)
 
 
-def rate_rps(step: int, workers: int) -> float:
+def rate_rps(step: float, workers: int) -> float:
     return float(START_RPS * workers * RATE_STEP**step)
 
 

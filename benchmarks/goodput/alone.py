@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from splitserve.workload.requests import Requests
 
 TIMES = 5  # of each length; their medians count
 OUTPUT_TOKENS = 40
+NORMAL = 0.1  # slower or faster by less is left as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,24 @@ async def speed(served: Served, prompt_tokens: int, seed: int, before: Alone) ->
     ttft_s = statistics.median(float(line.ttft_s[0]) for line in lines)
     tpot_s = statistics.median(float(line.tpot_s[0]) for line in lines)
     return Alone(ttft_s, 0.0, tpot_s).slower_than(before, prompt_tokens)
+
+
+def beyond_normal(slower: float) -> float:
+    """The factor by which a run is sent, and judged, as if its clock went slower; 1 for a machine that is as usual."""
+    return slower if abs(slower - 1.0) > NORMAL else 1.0
+
+
+def as_if(lines: Timelines, factor: float) -> Timelines:
+    """On a machine that is as fast as when the unit was taken."""
+    if factor == 1.0:
+        return lines
+    return replace(
+        lines,
+        arrival=lines.arrival / factor,
+        first_token=lines.first_token / factor,
+        last_token=lines.last_token / factor,
+        itl_p99_s=None if lines.itl_p99_s is None else lines.itl_p99_s / factor,
+    )
 
 
 async def _one(served: Served, prompt_tokens: int, seed: int) -> Timelines:

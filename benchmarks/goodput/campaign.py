@@ -9,7 +9,7 @@ is taken once more.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -24,11 +24,10 @@ from benchmarks.goodput.systems import SYSTEMS, System, unit_of
 from splitserve.bench import open_loop
 from splitserve.bench.goodput import Judged, judged
 from splitserve.bench.run import Ending
-from splitserve.core.slo import Slo, Timelines
+from splitserve.core.slo import Slo
 
 POINTS_A_VISIT = 3
 GRACE_S = 30.0  # after the last arrival; what has not ended by then met no objective
-NORMAL = 0.1  # slower or faster by less is left as it is
 TRIES = 2  # of a point that is in doubt
 SPAN = 14  # steps that rates may lie above or below the start: a factor of 3.8
 
@@ -117,8 +116,8 @@ class Campaign:
     async def _still(self, system: System, served: Served, factor: float) -> bool:
         """Whether the machine is as fast as the system was told."""
         found = await one_alone.speed(served, self._shape.mean_prompt_tokens, 30_000, self._own(system))
-        self._factor = _beyond_normal(found)
-        return abs(found / factor - 1.0) <= NORMAL
+        self._factor = one_alone.beyond_normal(found)
+        return abs(found / factor - 1.0) <= one_alone.NORMAL
 
     def _missing(self, system: System) -> list[tuple[int, int]]:
         """Steps and seeds, the most wanted first."""
@@ -185,7 +184,7 @@ class Campaign:
     async def _taken(self, system: System, served: Served, step: int, seed: int) -> Measured:
         prompt_tokens, own = self._shape.mean_prompt_tokens, self._own(system)
         before = await one_alone.speed(served, prompt_tokens, 10_000 + step, own)
-        factor = self._factor if system.told is not None else _beyond_normal(before)
+        factor = self._factor if system.told is not None else one_alone.beyond_normal(before)
         requests = self._shape.requests(rate_rps(step) / factor, self._limits.requests, seed)
         limits = open_loop.Limits(deadline_s=float(requests.arrival_s[-1]) + GRACE_S)
         spent, began = served.cpu_s(), time.monotonic()
@@ -199,7 +198,7 @@ class Campaign:
             system=system.name,
             step=step,
             seed=seed,
-            timelines=_as_if(judged_run.timelines, factor),
+            timelines=one_alone.as_if(judged_run.timelines, factor),
             slower=round(factor, 3),
             slower_after=round(after / before * factor, 3),
             wall_s=round(wall_s, 2),
@@ -225,10 +224,6 @@ class Campaign:
         return f"{found.system} at {rate_rps(found.step):.2f}/s (seed {found.seed}): {shares}{slower}"
 
 
-def _beyond_normal(slower: float) -> float:
-    return slower if abs(slower - 1.0) > NORMAL else 1.0
-
-
 def in_turn(systems: Sequence[System]) -> list[System]:
     """Kinds alternate: a kind of one system has its turn after every two of a kind of many, of which each needs less
     to be ruled out than the one does to be known."""
@@ -239,17 +234,3 @@ def in_turn(systems: Sequence[System]) -> list[System]:
         turn += few if number % 2 == 0 else []
         turn.append(system)
     return turn
-
-
-def _as_if(lines: Timelines, factor: float) -> Timelines:
-    """On a machine that is as fast as when the unit was taken."""
-    if factor == 1.0:
-        return lines
-    assert lines.itl_p99_s is not None
-    return replace(
-        lines,
-        arrival=lines.arrival / factor,
-        first_token=lines.first_token / factor,
-        last_token=lines.last_token / factor,
-        itl_p99_s=lines.itl_p99_s / factor,
-    )

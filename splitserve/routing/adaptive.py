@@ -12,6 +12,10 @@ Where the cheapest route in time begins with a worker that still reads another p
 time runs out it has the same choice again. Where no worker can keep the TPOT objectives with one more decode it waits
 too; a worker that has no decodes at all always takes one.
 
+A worker that decodes keeps what it reads unless another's steps are cheaper by more than the hand-over takes: the one
+pushes KV beside its decodes, the other computes the last token beside its own, and two workers that decode alike would
+pass requests to and fro for nothing.
+
 A worker with the prompt's beginning cached computes only the rest, and so costs less. It may be given the prompt while
 it reads others, since these will take no longer than what the cache saves: the first token comes no later than from an
 idle worker without. Behind more than that the cache counts no more. So affinity yields to load, and a beginning that
@@ -29,6 +33,7 @@ AHEAD_S = 0.0  # so long before a worker has read its prompts it gets the next o
 IN_HAND = 0.3  # of the time that the prompt alone takes: as much is to be left when the first token is out
 NEARLY = 0.05  # of the same: routes that take no longer than the soonest and this are as good
 BESIDE = 0.05  # what each decode beside a prompt adds to the prompt's cost, as a share
+HAND_OVER = 4  # steps of who takes a prompt, that a worker with decodes of its own has read, in the route's cost
 DELAY = 0.1  # what a second until the first token adds to a route's cost, in seconds: waiting has its risks
 
 # Who reads, and what that means: seconds until it is read, seconds of its time, whether it is busy yet.
@@ -49,6 +54,8 @@ def choose_adaptive(candidates: Sequence[Candidate], need: Need, now: float) -> 
             each, read_s, cost_s, _ = reader
             if each is not decode and each.kv_class == decode.kv_class:
                 ttft_s = (read_s if read_s > queue_s else queue_s) + step_s
+                if each.outlook.decodes:
+                    cost_s += HAND_OVER * step_s
                 options.append((cost_s + decode_cost_s + DELAY * ttft_s, len(options), ttft_s, reader, decode))
     return _route(_best(options, need.due - now, prompt.least_s))
 

@@ -15,12 +15,13 @@ from splitserve.latency.model import Step, StepLatency
 from splitserve.routing.lengths import OutputLengths
 from splitserve.routing.outlook import prompt_token_s
 from splitserve.routing.slack import (
+    ITL_MARGIN,
     LEAST_CHUNK,
-    MARGIN,
     STEPS_WITHOUT,
     TOO_SHORT,
     URGENT_TOO_SHORT,
     chunk_within,
+    due_in_s,
     is_urgent,
     slack_of,
 )
@@ -157,8 +158,8 @@ class PacedJobs:
             if job_id == reads:
                 continue
             allowed_s, since_first_s = job.objectives.step_s, now - job.first_token_at
-            least_s = min(least_s, job.objectives.itl_s * MARGIN)
-            if job.made * allowed_s * MARGIN - since_first_s < least_s:  # what is still to come only adds to that
+            least_s = min(least_s, job.objectives.itl_s * ITL_MARGIN)
+            if due_in_s(since_first_s, job.made, allowed_s) < least_s:  # what is still to come only adds to that
                 slack_s = slack_of(since_first_s, job.made, allowed_s, step_s, self._lengths, share)
                 least_s = min(least_s, slack_s)
         return least_s

@@ -3,8 +3,8 @@
 The first token of a decode came out at some moment; its n-th one after that is due n * TPOT later. A decode that has
 been faster than its objective has time to spare, and if its steps are shorter than its objective it will have more by
 the end of its output. How long outputs are is known of those that ended lately. What of all that can be spent at once,
-without most outputs ending too soon to make up for it, is the decode's *slack*; a worker's is the least of its
-decodes'. In that time prompts may be read, in one large chunk or in many small ones.
+without most outputs ending too soon to make up for it, is the decode's *slack*, less a few tokens' time that is kept in
+hand; a worker's is the least of its decodes'. In that time prompts may be read, in one large chunk or in many small ones.
 
 It is not a scheduler: an engine asks before each step, and so does the planner's simulated worker.
 """
@@ -14,7 +14,8 @@ from splitserve.routing.lengths import OutputLengths
 
 LEAST_CHUNK = 32  # prompt tokens worth a step's extra work
 STEPS_WITHOUT = 8  # so many steps in a row may compute none: a prompt goes on however late the decodes are
-MARGIN = 0.95  # of TPOT objectives: what a step takes is only predicted
+TOKENS_IN_HAND = 4  # of a decode's time, since what a step takes is only predicted
+ITL_MARGIN = 0.95  # of ITL objectives, for the same reason
 TOO_SHORT = 0.1  # share of outputs that may end before they have made up for a prompt
 URGENT_TOO_SHORT = 0.5  # for a prompt that would be late otherwise: then one request's objective stands against another
 
@@ -24,10 +25,14 @@ def slack_of(
 ) -> float:
     """Of one decode, in seconds: its first token came out so long ago, `made` are out by now, a step without prompts
     takes `step_s`. All but a `share` of the outputs that are longer than this one is now will still keep `tpot_s`."""
-    pace_s = tpot_s * MARGIN
-    spare_s = pace_s - step_s
+    spare_s = tpot_s - step_s
     to_come = lengths.remaining(made, share) if spare_s > 0.0 else 0
-    return made * pace_s - since_first_s + to_come * spare_s
+    return due_in_s(since_first_s, made, tpot_s) + to_come * spare_s
+
+
+def due_in_s(since_first_s: float, made: int, tpot_s: float) -> float:
+    """Until that decode's next token is due, whatever is still to come, but for what is kept in hand."""
+    return (made - TOKENS_IN_HAND) * tpot_s - since_first_s
 
 
 def is_urgent(left_s: float, alone_s: float, tpot_s: float) -> bool:

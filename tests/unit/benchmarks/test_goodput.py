@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.goodput.alone import Alone, _line
+from benchmarks.goodput.alone import Alone, _line, as_if, beyond_normal
 from benchmarks.goodput.campaign import in_turn
 from benchmarks.goodput.cases import CELLS, SHAPES, TPOT_CELLS, WARM_UP_REQUESTS, Cell, rate_rps, step_of
 from benchmarks.goodput.grid import answers
@@ -132,6 +132,23 @@ def test_what_a_request_alone_got_is_compared_at_one_machine_speed() -> None:
     assert (then.ttft_s, then.ttft_per_token_s, then.tpot_s) == pytest.approx((0.02, 0.0002, UNIT.tpot_s))
     assert slow.slower_than(UNIT, 700) == pytest.approx(1.5)
     assert slow.at_speed_of(UNIT).slower_than(UNIT, 700) == pytest.approx(1.0)
+
+
+def test_a_run_on_a_slower_machine_is_judged_as_if_its_clock_went_slower() -> None:
+    assert beyond_normal(1.09) == beyond_normal(0.91) == 1.0  # within a tenth it stays as it is
+    factor = beyond_normal(1.25)
+    seen = Timelines(
+        arrival=np.array([10.0]),
+        first_token=np.array([10.5]),
+        last_token=np.array([12.5]),
+        output_tokens=np.array([5]),
+        itl_p99_s=np.array([1.0]),
+    )
+    told = as_if(seen, factor)
+    assert told.ttft_s[0] == pytest.approx(0.4)
+    assert told.tpot_s[0] == pytest.approx(0.4)
+    assert told.itl_p99_s is not None
+    assert told.itl_p99_s[0] == pytest.approx(0.8)
 
 
 def test_objectives_are_multiples_of_the_ttft_of_whole_prompts_and_of_the_median_step_on_idle_cores() -> None:

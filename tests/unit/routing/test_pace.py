@@ -8,7 +8,7 @@ from splitserve.core.worker import Objectives, Pace
 from splitserve.latency.linear import LinearLatency
 from splitserve.latency.model import Step, pairs
 from splitserve.routing.pace import MOST_SLOWDOWN, Batch, PacedJobs
-from splitserve.routing.slack import LEAST_CHUNK, MARGIN, STEPS_WITHOUT
+from splitserve.routing.slack import ITL_MARGIN, LEAST_CHUNK, STEPS_WITHOUT, TOKENS_IN_HAND
 
 LATENCY = LinearLatency(fixed_s=0.006, prefill_token_s=0.00025, decode_token_s=0.0005)
 ONE = Batch(1, 500)
@@ -51,11 +51,11 @@ def test_an_objective_of_a_request_that_has_no_token_yet_bounds_nothing(jobs: Pa
 
 
 def test_a_chunk_takes_no_longer_than_the_decodes_can_wait(jobs: PacedJobs) -> None:
-    """Ten tokens have come at once: the next is due ten objectives later."""
-    decode(jobs, "d", Objectives(tpot_s=TPOT_S), made=10)
+    """Ten tokens and those in hand have come at once: the next is due ten objectives later."""
+    decode(jobs, "d", Objectives(tpot_s=TPOT_S), made=10 + TOKENS_IN_HAND)
     found = chunk(jobs, now=0.0)
     assert LEAST_CHUNK < found < MOST
-    assert step_s(found) <= 10 * TPOT_S * MARGIN < step_s(found + found // 8)
+    assert step_s(found) <= 10 * TPOT_S < step_s(found + found // 8)
 
 
 def test_the_least_patient_decode_decides(jobs: PacedJobs) -> None:
@@ -70,8 +70,8 @@ def test_a_gap_objective_bounds_every_step_however_far_ahead_the_decode_is(jobs:
     decode(jobs, "d", Objectives(tpot_s=1.0, itl_s=0.05), made=1000)
     found = chunk(jobs, now=0.0)
     assert 0 < found < MOST
-    assert step_s(found) <= 0.05 * MARGIN
-    assert jobs.pace(ONE, 0.0).slack_s == 0.05 * MARGIN
+    assert step_s(found) <= 0.05 * ITL_MARGIN
+    assert jobs.pace(ONE, 0.0).slack_s == 0.05 * ITL_MARGIN
 
 
 def test_a_prompt_is_never_put_off_for_more_than_a_few_steps(jobs: PacedJobs) -> None:
@@ -116,7 +116,7 @@ def test_a_preempted_decode_does_not_hold_up_the_reading_of_its_own_tokens(jobs:
 
 
 def test_what_steps_really_take_counts(jobs: PacedJobs) -> None:
-    decode(jobs, "d", Objectives(tpot_s=TPOT_S), made=10)
+    decode(jobs, "d", Objectives(tpot_s=TPOT_S), made=10 + TOKENS_IN_HAND)
     as_said = chunk(jobs, now=0.0)
     for _ in range(200):
         jobs.pacer.took(Step(0, 0, 0, 1, 500), 2 * 0.0065)
@@ -132,8 +132,8 @@ def test_a_step_that_took_unbelievably_long_is_a_slow_one_and_no_more(jobs: Pace
 
 
 def test_routers_hear_the_tightest_objective_and_the_least_slack(jobs: PacedJobs) -> None:
-    decode(jobs, "loose", Objectives(tpot_s=0.1), made=1)
-    decode(jobs, "tight", Objectives(tpot_s=TPOT_S), made=20)
+    decode(jobs, "loose", Objectives(tpot_s=0.1), made=3 + TOKENS_IN_HAND)
+    decode(jobs, "tight", Objectives(tpot_s=TPOT_S), made=5 + TOKENS_IN_HAND)
     pace = jobs.pace(ONE, 0.0)
     assert (pace.tpot_s, pace.slowdown) == (TPOT_S, 1.0)
-    assert pace.slack_s == pytest.approx(0.1 * MARGIN)
+    assert pace.slack_s == pytest.approx(5 * TPOT_S)

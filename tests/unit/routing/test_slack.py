@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from splitserve.latency.linear import LinearLatency
 from splitserve.latency.model import Step, pairs
 from splitserve.routing.lengths import OutputLengths
-from splitserve.routing.slack import LEAST_CHUNK, MARGIN, chunk_within, is_urgent, slack_of
+from splitserve.routing.slack import LEAST_CHUNK, TOKENS_IN_HAND, chunk_within, is_urgent, slack_of
 
 LATENCY = LinearLatency(fixed_s=0.006, prefill_token_s=0.00025, decode_token_s=0.0005, prefill_pair_s=1e-9)
 NONE_ENDED = OutputLengths()
+TEN = 10 + TOKENS_IN_HAND  # tokens, of which ten are not kept in hand
 
 
 def all_of(tokens: int) -> OutputLengths:
@@ -20,22 +21,22 @@ def all_of(tokens: int) -> OutputLengths:
     return lengths
 
 
-def test_slack_is_what_is_left_until_the_next_token_is_due() -> None:
+def test_slack_is_what_is_left_until_the_next_token_is_due_less_a_few_tokens() -> None:
     """Ten tokens at 20 ms each; they took 150 ms."""
-    assert slack_of(0.15, 10, 0.02 / MARGIN, 0.01, NONE_ENDED, 0.1) == pytest.approx(0.05)
+    assert slack_of(0.15, TEN, 0.02, 0.01, NONE_ENDED, 0.1) == pytest.approx(0.05)
 
 
 def test_a_decode_that_is_late_has_less_than_none() -> None:
-    assert slack_of(0.25, 10, 0.02 / MARGIN, 0.03, NONE_ENDED, 0.1) == pytest.approx(-0.05)
+    assert slack_of(0.25, TEN, 0.02, 0.03, NONE_ENDED, 0.1) == pytest.approx(-0.05)
 
 
 def test_what_its_remaining_steps_will_save_counts() -> None:
     """Ninety more tokens of 10 ms, with 20 ms for each."""
-    assert slack_of(0.15, 10, 0.02 / MARGIN, 0.01, all_of(100), 0.1) == pytest.approx(0.05 + 90 * 0.01)
+    assert slack_of(0.15, TEN, 0.02, 0.01, all_of(TEN + 90), 0.1) == pytest.approx(0.05 + 90 * 0.01)
 
 
 def test_steps_longer_than_the_objective_save_nothing() -> None:
-    assert slack_of(0.15, 10, 0.02 / MARGIN, 0.03, all_of(100), 0.1) == pytest.approx(0.05)
+    assert slack_of(0.15, TEN, 0.02, 0.03, all_of(100), 0.1) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(
