@@ -130,4 +130,4 @@ docs: install ## Draw docs/kv-ledger.md from the ledger's tables
 	@$(BIN)/python docs/generate.py
 
 clean: ## Remove .venv, those of other vLLM releases, and caches
-	@rm -rf $(VENV) .venv-vllm-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@rm -rf $(VENV) .venv-vllm-* $(CHART) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

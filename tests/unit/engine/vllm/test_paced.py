@@ -14,7 +14,7 @@ from splitserve.engine.vllm.paced import Bound, Paced
 from splitserve.kv.job_params import DESTINATION, job_params, pace_params
 from splitserve.latency.linear import LinearLatency
 from splitserve.routing.pace import Batch, PacedJobs
-from splitserve.routing.slack import LEAST_CHUNK, STEPS_WITHOUT
+from splitserve.routing.slack import LEAST_CHUNK, STEPS_WITHOUT, TOKENS_IN_HAND
 
 LATENCY = LinearLatency(fixed_s=0.006, prefill_token_s=0.00025, decode_token_s=0.0005)
 STEP_S = 0.0065  # of one decode
@@ -93,11 +93,16 @@ class Engine:
         self.paced.add(cast(Any, request))
         return request
 
-    def decode(self, name: str, objectives: Objectives = NONE, prompt: int = 10, **named: Any) -> Request:
-        """One that has its first token."""
+    def decode(
+        self, name: str, objectives: Objectives = NONE, prompt: int = 10, ahead: int = 0, **named: Any
+    ) -> Request:
+        """One that has its first token, and so many more that came at once."""
         request = self.add(name, prompt, objectives, **named)
         self.start(request)
         self.step({name: prompt})
+        request.num_computed_tokens += ahead
+        request.num_output_tokens += ahead
+        self.jobs.made(name, request.num_output_tokens, self.clock.now)
         return request
 
     def start(self, request: Request) -> None:
@@ -158,7 +163,7 @@ def test_where_nothing_is_read_nothing_is_bound(engine: Engine) -> None:
 
 def test_a_prompt_is_read_in_what_the_decodes_leave(engine: Engine) -> None:
     for number in range(3):
-        engine.decode(f"d{number}", Objectives(tpot_s=0.03))
+        engine.decode(f"d{number}", Objectives(tpot_s=0.03), ahead=TOKENS_IN_HAND)
     engine.add("p", 2000)
     bound = engine.bound()
     assert bound is not None
@@ -169,7 +174,7 @@ def test_a_prompt_is_read_in_what_the_decodes_leave(engine: Engine) -> None:
 
 def test_a_prompt_goes_on_where_it_stands(engine: Engine) -> None:
     """The one that runs is first, whatever waits; the rest of a step is not for others."""
-    engine.decode("d", Objectives(tpot_s=0.03))
+    engine.decode("d", Objectives(tpot_s=0.03), ahead=TOKENS_IN_HAND)
     begun = engine.add("begun", 2000)
     engine.add("next", 2000)
     engine.start(begun)
@@ -178,7 +183,7 @@ def test_a_prompt_goes_on_where_it_stands(engine: Engine) -> None:
 
 
 def test_what_a_prompts_last_chunk_leaves_is_for_the_next(engine: Engine) -> None:
-    engine.decode("d", Objectives(tpot_s=0.06))
+    engine.decode("d", Objectives(tpot_s=0.06), ahead=TOKENS_IN_HAND)
     short = engine.add("short", 40)
     engine.start(short)
     for name in ("second", "third"):
@@ -190,7 +195,7 @@ def test_what_a_prompts_last_chunk_leaves_is_for_the_next(engine: Engine) -> Non
 
 
 def test_decodes_with_time_for_whole_chunks_leave_them_whole(engine: Engine) -> None:
-    engine.decode("d", Objectives(tpot_s=10.0))
+    engine.decode("d", Objectives(tpot_s=10.0), ahead=TOKENS_IN_HAND)
     engine.add("p", 2000)
     assert engine.bound() == Bound(MOST, MOST - 1)
 
@@ -251,7 +256,7 @@ def test_requests_are_parked_and_taken_up_beside_a_prompt_that_gets_nothing(engi
 
 
 def test_requests_are_parked_and_taken_up_beside_prompts_that_share_a_chunk(engine: Engine) -> None:
-    engine.decode("d", Objectives(tpot_s=0.05))
+    engine.decode("d", Objectives(tpot_s=0.05), ahead=TOKENS_IN_HAND)
     for name in ("one", "two"):
         engine.start(engine.add(name, 2000))
         engine.step({"d": 1, name: 1})
@@ -266,7 +271,7 @@ def test_requests_are_parked_and_taken_up_beside_prompts_that_share_a_chunk(engi
 
 
 def test_a_waiting_prompt_leaves_its_step_to_none_but_those_whose_kv_comes(engine: Engine) -> None:
-    engine.decode("d", Objectives(tpot_s=0.03))
+    engine.decode("d", Objectives(tpot_s=0.03), ahead=TOKENS_IN_HAND)
     for name in ("first", "second"):
         engine.add(name, 2000)
     engine.add("kv", 500, kv=KV)
@@ -299,7 +304,7 @@ def test_drafts_have_their_room(clock: Clock) -> None:
 
 # What is noted ------------------------------------------------------------------------------------------------------
 def test_the_slack_grows_with_what_a_decode_has_made(engine: Engine) -> None:
-    engine.decode("d", PATIENT)
+    engine.decode("d", PATIENT, ahead=TOKENS_IN_HAND)
     engine.add("p", 2000)
     first = engine.bound()
     for _ in range(3):
@@ -418,10 +423,10 @@ def test_of_two_with_one_objective_the_other_still_has_it(engine: Engine) -> Non
 def test_routers_hear_the_slack_as_decodes_stand_then(engine: Engine) -> None:
     engine.decode("d", PATIENT)
     first = engine.told[-1].slack_s
-    assert 0.0 < first < PATIENT.tpot_s
+    assert first < 0.0  # what is to be in hand is not there yet
     for _ in range(10):
         engine.step({"d": 1})
-    assert first < engine.told[-1].slack_s < 11 * PATIENT.tpot_s
+    assert 0.0 < engine.told[-1].slack_s < (11 - TOKENS_IN_HAND) * PATIENT.tpot_s
 
 
 def test_else_they_hear_now_and_then(engine: Engine) -> None:
