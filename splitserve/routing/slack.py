@@ -4,7 +4,8 @@ The first token of a decode came out at some moment; its n-th one after that is 
 been faster than its objective has time to spare, and if its steps are shorter than its objective it will have more by
 the end of its output. How long outputs are is known of those that ended lately. What of all that can be spent at once,
 without most outputs ending too soon to make up for it, is the decode's *slack*, less a few tokens' time that is kept in
-hand; a worker's is the least of its decodes'. In that time prompts may be read, in one large chunk or in many small ones.
+hand; a worker's is the least of its decodes'. In that time prompts may be read, in one large chunk or in many small
+ones.
 
 It is not a scheduler: an engine asks before each step, and so does the planner's simulated worker.
 """
