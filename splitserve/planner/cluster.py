@@ -17,7 +17,7 @@ POOLS = {Role.PREFILL: Pool.PREFILL, Role.DECODE: Pool.DECODE, Role.COLOCATED: P
 
 def cluster(plan: Plan) -> ClusterConfig:
     """A decode pool without a prefill pool reads its own prompts: that is how colocated serving is written. The
-    router is told the objectives; workers whose steps a profile was measured of, where it is.
+    router is told the objectives; workers whose steps a profile was measured of, where it is, unless pools do better.
 
     Raises ConfigError for a placement that one machine of one kind can't hold, and for a profile that can't be read.
     """
@@ -72,7 +72,9 @@ def _router(plan: Plan) -> dict[str, Any]:
 
 
 def _pool(plan: Plan, pool: PoolFigures) -> dict[str, Any]:
-    return {"workers": pool.workers, "engine": engine(pool) | _profile(plan.inputs.profile, pool.parallelism)}
+    """Without its profile a worker is used by its pool, whatever the objectives, which are then only judged by."""
+    profile = {} if plan.better_by_pools else _profile(plan.inputs.profile, pool.parallelism)
+    return {"workers": pool.workers, "engine": engine(pool) | profile}
 
 
 def _profile(file: Path | None, parallelism: Parallelism) -> dict[str, Any]:

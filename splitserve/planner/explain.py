@@ -58,9 +58,11 @@ def _adaptive(plan: Plan) -> str:
     found, static = plan.adaptive_rps, plan.chosen.goodput_rps.mean
     if found is None:
         return ""
+    advice = " Leave engine.profile out, as cluster.yaml does: it then goes by pools." if plan.better_by_pools else ""
     return (
         f" A router that schedules by these objectives (slo_classes, and engine.profile on each worker) makes that "
         f"{found.mean:.3g} requests/s ({found.low:.3g} to {found.high:.3g}), {found.mean / static:.2f} times as much."
+        f"{advice}"
     )
 
 

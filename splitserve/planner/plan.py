@@ -220,6 +220,11 @@ class Plan(Settings):
     notes: tuple[str, ...]
 
     @property
+    def better_by_pools(self) -> bool:
+        """Whether scheduling by the objectives loses to the pools, beyond its interval."""
+        return self.adaptive_rps is not None and self.adaptive_rps.high < self.chosen.goodput_rps.mean
+
+    @property
     def candidates(self) -> tuple[Candidate, ...]:
         return (self.chosen, *self.runners_up)
 

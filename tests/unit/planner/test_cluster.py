@@ -9,7 +9,7 @@ from splitserve.core.worker import Pool
 from splitserve.latency.profile import Profile
 from splitserve.planner.cluster import cluster, cluster_yaml
 from splitserve.planner.deployment import Role
-from splitserve.planner.plan import Plan
+from splitserve.planner.plan import IntervalFigures, Plan
 from tests.unit.planner.fixtures.results import INPUTS, judged, plan, pool, with_best
 
 
@@ -67,6 +67,15 @@ def test_a_profile_goes_to_the_workers_that_it_was_measured_of(tmp_path: Path) -
     pools = cluster(with_profile(file)).pools
     assert pools[Pool.PREFILL].engine["profile"] == str(file)
     assert "profile" not in pools[Pool.DECODE].engine
+
+
+def test_workers_that_serve_more_by_their_pools_get_no_profile(tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+    Profile("opt-66b", "a100-80g", "vllm", tp=4).write(file)
+    static = with_profile(file).chosen.goodput_rps.mean
+    slower = IntervalFigures(mean=0.8 * static, low=0.7 * static, high=0.9 * static)
+    pools = cluster(with_profile(file).model_copy(update={"adaptive_rps": slower})).pools
+    assert "profile" not in pools[Pool.PREFILL].engine
 
 
 def test_a_profile_that_is_gone_is_named(tmp_path: Path) -> None:

@@ -115,3 +115,11 @@ def test_the_answer_says_what_a_router_that_heeds_objectives_gains() -> None:
     assert "slo_classes" not in answer(plan())
     found = replace(result(), adaptive_rps=Interval(4.0, 3.9, 4.1))
     assert "4 requests/s (3.9 to 4.1), 1.25 times as much" in answer(plan(found=found))
+    assert "Leave" not in answer(plan(found=found))
+
+
+@pytest.mark.parametrize(("high", "better_by_pools"), [(3.1, True), (3.3, False)])
+def test_where_pools_do_better_beyond_the_interval_it_says_so(high: float, better_by_pools: bool) -> None:
+    found = plan(found=replace(result(), adaptive_rps=Interval(3.0, 2.9, high)))
+    assert found.better_by_pools is better_by_pools
+    assert ("Leave engine.profile out" in answer(found)) is better_by_pools
