@@ -20,6 +20,8 @@ LOCKS := requirements/cpu.txt requirements/dev.txt
 PARTS       := unit contract cluster console deploy vllm
 QUICK_PARTS := unit contract cluster
 SLOW_PARTS  := slow
+# Those that compute all the time and start nothing: two files at once.
+PARALLEL    := unit
 
 # Other vLLM releases: one lock each, which names what differs from .venv; the rest is taken from there.
 OTHER_VLLM  := .venv-vllm-$(VERSION)
@@ -61,7 +63,8 @@ demo: install ## Serve the shipped model from a prefill and a decode worker; com
 define run_parts
 	@status=0; times=""; for part in $(1); do \
 	  start=$$(date +%s); \
-	  $(BIN)/python -m pytest tests/$$part -m '$(2)' $(3) || status=1; \
+	  case " $(PARALLEL) " in *" $$part "*) more="-n 2 --dist loadfile";; *) more="";; esac; \
+	  $(BIN)/python -m pytest tests/$$part -m '$(2)' $(3) $$more || status=1; \
 	  times="$$times$$(printf '  %-9s %4d s' $$part $$(($$(date +%s) - start)))\n"; \
 	done; printf "\nParts and their wall time:\n$$times"; exit $$status
 endef
