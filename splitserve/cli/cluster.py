@@ -43,6 +43,13 @@ class RunningCluster:
         scheme = "https" if isinstance(config, RouterConfig) and config.tls is not None else "http"
         return f"{scheme}://{address}" if address else ""
 
+    @property
+    def console(self) -> str:
+        """The operators' page, as a URL; "" if it is off."""
+        config = self.members[0].plan.config
+        on = isinstance(config, RouterConfig) and config.console
+        return f"{self.http}/console" if self.http and on else ""
+
 
 @asynccontextmanager
 async def running(

@@ -81,7 +81,14 @@ class JsonVoice:
 
     def ready(self, cluster: RunningCluster, directory: Path) -> None:
         members = [_row(member) for member in cluster.members]
-        self._say("serving", address=cluster.address, http=cluster.http, directory=str(directory), processes=members)
+        self._say(
+            "serving",
+            address=cluster.address,
+            http=cluster.http,
+            console=cluster.console,
+            directory=str(directory),
+            processes=members,
+        )
 
     def draining(self, drain_s: float) -> None:
         self._say("draining", drain_s=drain_s)
@@ -130,6 +137,10 @@ class ConsoleVoice:
             body = '{"messages": [{"role": "user", "content": "Who is Emma?"}], "max_tokens": 40}'
             curl = f"  curl {cluster.http}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
             self._console.print(curl, highlight=False, markup=False, soft_wrap=True)
+        if cluster.console:
+            self._console.print(
+                f"To look at it: {cluster.console}, or splitserve top{at}", highlight=False, soft_wrap=True
+            )
         self._console.print(f"Logs: {directory}. Ctrl-C drains and stops.", highlight=False)
 
     def draining(self, drain_s: float) -> None:

@@ -98,6 +98,11 @@ async def gone(pids: list[int]) -> None:
     await eventually(check, f"the end of {pids}")
 
 
+def test_up_names_the_console(serving: tuple[Up, dict[str, Any]]) -> None:
+    told = serving[1]
+    assert told["console"] == (f"{told['http']}/console" if told["http"] else "")
+
+
 def test_up_tells_every_process_it_started(serving: tuple[Up, dict[str, Any]]) -> None:
     processes = serving[1]["processes"]
     assert [process["name"] for process in processes] == ["router", "prefill-0", "decode-0", "decode-1"]
