@@ -63,6 +63,9 @@ _BY_CODE: Mapping[grpc.StatusCode, type[errors.SplitserveError]] = {
     grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
 }
 
+# What grpc.aio says, as INTERNAL, of a call that ended while this side was sending: the status it ended with is lost.
+_ENDED_WHILE_SENDING = "Internal error from Core"
+
 _LIMITS: Mapping[str, errors.Limit] = {limit.value: limit for limit in errors.Limit}
 _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -85,6 +88,8 @@ def from_rpc_error(error: grpc.RpcError) -> errors.SplitserveError:
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY:
             return from_status(_parse(value), code)
+    if code is grpc.StatusCode.INTERNAL and sentence == _ENDED_WHILE_SENDING:
+        return errors.Unavailable("the other side ended the call while this one was sending; try again")
     return _by_code(code, sentence)
 
 

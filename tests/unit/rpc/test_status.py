@@ -1,6 +1,8 @@
 """Every error has a status, and comes back from it."""
 
+import asyncio
 from base64 import b64encode
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
@@ -134,3 +136,33 @@ def test_a_message_too_large_is_the_requests_own_fault() -> None:
     sentence = "Received message larger than max (20 vs. 10)"
     met = from_rpc_error(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, sentence, None))
     assert isinstance(met, errors.InvalidRequest)
+
+
+async def test_a_call_that_ends_while_we_send_is_one_to_make_again() -> None:
+    """grpc.aio loses its status half of the time, and says INTERNAL."""
+    server = grpc.aio.server()
+    endless = grpc.stream_stream_rpc_method_handler(_hangs_up)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", {"Talk": endless}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            talk, said = channel.stream_stream("/test/Talk"), set[grpc.StatusCode]()
+            while grpc.StatusCode.INTERNAL not in said:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    _ = [response async for response in talk(_words())]
+                said.add(caught.value.code())
+                assert isinstance(from_rpc_error(caught.value), errors.Unavailable)
+    finally:
+        await server.stop(None)
+
+
+async def _hangs_up(words: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+    yield await anext(words)
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "the server stops")
+
+
+async def _words() -> AsyncIterator[bytes]:
+    for _ in range(50):
+        yield b"a word of some length" * 50
+        await asyncio.sleep(0)
