@@ -301,9 +301,12 @@ def _check_alone(info: WorkerInfo, model: str) -> None:
 
 
 def _check_beside(info: WorkerInfo, other: WorkerInfo) -> None:
-    for name in ("uuid", "name"):
-        if getattr(info, name) == getattr(other, name):
-            raise JoinRefused(name, f"{getattr(info, name)!r} is taken by a live worker; choose another {name}")
+    if info.uuid == other.uuid:
+        raise JoinRefused(
+            "uuid", f"{info.uuid!r} is attached already; one stream will do where two addresses lead to this router"
+        )
+    if info.name == other.name:
+        raise JoinRefused("name", f"{info.name!r} is taken by a live worker; choose another name")
     if name := differing_field(info.kv, other.kv):
         mine, theirs = getattr(info.kv, name), getattr(other.kv, name)
         raise JoinRefused(f"kv.{name}", f"{mine}, but the fleet's is {theirs} ({other.name}); start it alike")
