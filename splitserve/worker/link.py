@@ -29,12 +29,13 @@ from splitserve.core.errors import (
     Unavailable,
     first_of,
 )
+from splitserve.core.versions import Versions
 from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, Ticket, WorkerInfo
 from splitserve.rpc import convert
 from splitserve.rpc.channel import Access, open_channel
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
 from splitserve.rpc.names import Place
-from splitserve.rpc.protocol import FIELD, SPOKEN, Versions
+from splitserve.rpc.protocol import FIELD, SPOKEN
 from splitserve.rpc.status import from_rpc_error
 from splitserve.telemetry.logs import Logger
 

@@ -14,9 +14,9 @@ from tests.chart.tools import CHART, NAMESPACE, Chart, Document, containers, mer
 from tests.chart.variants import VARIANTS
 
 MINIMAL, SIMULATED = VARIANTS["minimal"], VARIANTS["simulated"]
-WORKLOADS = ("Deployment", "StatefulSet", "LeaderWorkerSet")
+WORKLOADS = ("Deployment", "LeaderWorkerSet")
 OF_THE_NAMESPACE = {
-    *("ConfigMap", "Service", "ServiceAccount", "Deployment", "StatefulSet", "LeaderWorkerSet", "Pod", "NetworkPolicy"),
+    *("ConfigMap", "Service", "ServiceAccount", "Deployment", "LeaderWorkerSet", "Pod", "NetworkPolicy"),
     *("PodDisruptionBudget", "HorizontalPodAutoscaler", "ScaledObject", "ServiceMonitor", "PodMonitor"),
     *("PrometheusRule", "Ingress", "GRPCRoute", "Certificate"),
 }

@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
+from splitserve.core.versions import Versions
 from splitserve.core.worker import Job, KvPeer, Load, Pool, Ticket
 from splitserve.router.attach import FleetService
 from splitserve.router.membership import Membership
 from splitserve.routing.fleet import Fleet
 from splitserve.rpc.gen import worker_pb2_grpc
 from splitserve.rpc.names import Place
-from splitserve.rpc.protocol import SPOKEN, Versions
+from splitserve.rpc.protocol import SPOKEN
 from splitserve.telemetry.logs import Logger
 from splitserve.worker.link import RouterLink
 from tests.unit.router.scripted import WITHIN_S, load_of, worker_info
