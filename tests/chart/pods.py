@@ -227,6 +227,7 @@ class Pod:
         (etc / "group").write_text(f"splitserve:x:{group}:\n")
         (etc / "resolv.conf").write_text("")
         (etc / "hosts").write_text("127.0.0.1 localhost\n")
+        (etc / "host.conf").write_text("multi on\n")  # a name may have several addresses there, as in DNS
         volumes = {volume["name"]: volume for volume in self.manifest["spec"]["volumes"]}
         for mount in self.container["volumeMounts"]:
             if mount["mountPath"] not in _MOUNTED:

@@ -33,6 +33,8 @@ def why_not() -> str:
     """Why no process can have a hosts file of its own here; "" if it can."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         return "a hosts file of one's own needs root and unshare (util-linux)"
+    if "multi on" not in Path("/etc/host.conf").read_text():
+        return "a hosts file gives a name several addresses only where /etc/host.conf says `multi on`"
     probe = ["unshare", "--mount", "mount", "--bind", "/etc/hosts", "/etc/hosts"]
     done = subprocess.run(probe, capture_output=True, text=True, check=False)
     return done.stderr.strip() if done.returncode else ""
