@@ -189,7 +189,8 @@ class SyncSpread:
         self._turn = 0
         self._changed = threading.Condition()
         self._watchers: dict[Router, Callable[[grpc.ChannelConnectivity], None]] = {}
-        self._watch(self._rota.routers)
+        with self._changed:
+            self._watch()
 
     def places(self) -> tuple[Place, ...]:
         """The routers, as far as they are known."""
@@ -214,13 +215,14 @@ class SyncSpread:
 
     def close(self) -> None:
         """gRPC's watching threads stumble over a channel that is closed under them: they get time to end."""
-        with self._changed:
-            looking = self._looking
-            everybody = self._rota.everybody
+        looking = self._looking
         if looking is not None:
             looking.join(CONNECT_WITHIN_S)
-        self._unwatch(tuple(self._watchers))
-        time.sleep(_WATCH_S)
+        with self._changed:
+            everybody, watched = self._rota.everybody, bool(self._watchers)
+            self._unwatch(everybody)
+        if watched:
+            time.sleep(_WATCH_S)
         for router in everybody:
             router.channel.close()
 
@@ -236,8 +238,8 @@ class SyncSpread:
 
     def _next(self) -> Router:
         self._look_if_due()
-        self._connect_idle()
         with self._changed:
+            self._watch()
             self._changed.wait_for(lambda: self._found() is not None, CONNECT_WITHIN_S)
             found = self._found()
             at = self._turn % len(self._rota.routers) if found is None else found
@@ -248,27 +250,27 @@ class SyncSpread:
 
     def _found(self) -> int | None:
         routers = self._rota.routers
+        if len(routers) == 1:
+            return 0
         return next_of([router.state for router in routers], self._turn, [router.calls for router in routers])
 
     def _ended(self, router: Router) -> None:
         with self._changed:
             router.calls -= 1
 
-    def _connect_idle(self) -> None:
-        """A channel that lost its router stays idle until it is asked to connect again."""
-        for router in tuple(self._rota.routers):
+    def _watch(self) -> None:
+        """Where there is a choice. A channel that is new, or has lost its router, stays idle until it is asked to
+        connect."""
+        for router in self._rota.routers if len(self._rota.routers) > 1 else ():
             if router.state is IDLE:
-                self._unwatch([router])
-                self._watch([router])
-
-    def _watch(self, routers: Iterable[Router]) -> None:
-        for router in routers:
-            watcher = self._watchers.setdefault(router, partial(self._on_state, router))
-            router.channel.subscribe(watcher, try_to_connect=True)
+                watcher = self._watchers.setdefault(router, partial(self._on_state, router))
+                router.channel.unsubscribe(watcher)
+                router.channel.subscribe(watcher, try_to_connect=True)
 
     def _unwatch(self, routers: Iterable[Router]) -> None:
         for router in routers:
-            router.channel.unsubscribe(self._watchers[router])
+            if (watcher := self._watchers.pop(router, None)) is not None:
+                router.channel.unsubscribe(watcher)
 
     def _on_state(self, router: Router, state: grpc.ChannelConnectivity) -> None:
         with self._changed:
@@ -285,7 +287,7 @@ class SyncSpread:
                 self._looking = threading.Thread(target=self._look, name="look up routers", daemon=True)
                 self._looking.start()
             if not self._changed.wait_for(lambda: bool(self._rota.routers), CONNECT_WITHIN_S):
-                self._watch(self._update())
+                self._rota.update(_was_ready)
 
     def _look(self) -> None:
         found: dict[str, Sequence[Place]] = {}
@@ -296,17 +298,12 @@ class SyncSpread:
             for name, places in found.items():
                 self._rota.names.heard(name, places)
             over = self._rota.over()  # those who left at the last look: watching threads have had time to end
-            new = self._update()
+            self._unwatch(self._rota.update(_was_ready))
+            self._watch()
             self._changed.notify_all()
-        self._watch(new)
         for router in over:
             router.channel.close()
 
-    def _update(self) -> list[Router]:
-        """Returns who is new."""
-        before = set(self._rota.routers)
-        gone = self._rota.update(lambda router: router.state is READY)
-        self._unwatch(gone)
-        for router in gone:
-            del self._watchers[router]
-        return [router for router in self._rota.routers if router not in before]
+
+def _was_ready(router: Router) -> bool:
+    return router.state is READY
