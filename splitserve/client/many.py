@@ -71,7 +71,10 @@ class Shared:
         self._calls = [call for call in self._calls if not call.is_over]
         if len(self._calls) < self._routers():
             self._calls.append(_Call(self._stub))
-        return min(self._calls, key=len)
+        call = min(self._calls, key=len)
+        self._calls.remove(call)  # in turn among equals
+        self._calls.append(call)
+        return call
 
     def _retire(self, call: "_Call") -> None:
         """It gets no new request, and ends with those that it has."""
