@@ -165,7 +165,7 @@ def test_a_router_that_is_taken_away_ends_its_streams_and_gets_no_more(cluster: 
     (leaving,) = [pod for pod in cluster.of("router") if _metric(pod, "splitserve_running_requests")]
     (other,) = [pod for pod in cluster.of("router") if pod is not leaving]
     assert cluster.delete(leaving) == 0
-    assert client.exit_code == 0
+    _finished(cluster, client)
     assert len(_tokens(client)) == 200
     ended = _metric(other, "splitserve_requests_total")
     _finished(cluster, _generate(cluster, found, "--max-tokens=8"))
