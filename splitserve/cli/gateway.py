@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from splitserve.client import AsyncClient
+    from splitserve.gateway.backend import Oversight
     from splitserve.gateway.config import GatewayConfig
     from splitserve.gateway.serve import HttpServer
 
@@ -30,7 +31,8 @@ def gateway(
         str | None,
         typer.Option(
             envvar="SPLITSERVE_ROUTER",
-            help=f"The router's gRPC address; several with commas between them share the calls. [{DEFAULT_ROUTER}]",
+            help="The router's gRPC address; several with commas between them, or behind one name, share the calls. "
+            f"[{DEFAULT_ROUTER}]",
         ),
     ] = None,
     listen: Annotated[str | None, typer.Option(help="HTTP address, host:port. [127.0.0.1:8000]")] = None,
@@ -98,6 +100,7 @@ async def run_gateway(config: "GatewayConfig", ready_fd: int | None, parent: int
     from splitserve.cli.process import end_with_parent, say_ready, stop_signals
     from splitserve.client import AsyncClient
     from splitserve.core.exposure import check_address
+    from splitserve.gateway.remote import Overseen
     from splitserve.rpc.channel import addresses
     from splitserve.telemetry import logs
     from splitserve.telemetry.health import Probes, loop_fault
@@ -110,11 +113,9 @@ async def run_gateway(config: "GatewayConfig", ready_fd: int | None, parent: int
     registry, probes = process_registry(), Probes()
     async with AsyncClient(config.router, tls=config.router_tls) as client, AsyncExitStack() as stack:
         bound = stack.enter_context(metrics_served(config.metrics, registry, config.tls, probes=probes))
-        routers = addresses(config.router) if config.console else []
-        each = {router: AsyncClient(router, tls=config.router_tls) for router in routers}
-        for one in each.values():
-            await stack.enter_async_context(one)
-        server = _server(config, client, each, registry)
+        routers = Overseen(addresses(config.router), client, partial(AsyncClient, tls=config.router_tls))
+        stack.push_async_callback(routers.close)
+        server = _server(config, client, routers if config.console else {}, registry)
         try:
             await server.start()
         except ConfigError as error:
@@ -132,7 +133,7 @@ async def run_gateway(config: "GatewayConfig", ready_fd: int | None, parent: int
 def _server(
     config: "GatewayConfig",
     client: "AsyncClient",
-    overseen: "Mapping[str, AsyncClient]",
+    overseen: "Mapping[str, Oversight]",
     registry: "CollectorRegistry",
 ) -> "HttpServer":
     """Not started yet. Raises ConfigError for files that can't be used."""

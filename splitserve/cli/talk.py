@@ -26,7 +26,8 @@ RouterAddress = Annotated[
         "--router",
         envvar="SPLITSERVE_ROUTER",
         rich_help_panel=_ROUTER,
-        help="The router's gRPC address, host:port; several with commas between them share the calls.",
+        help="The router's gRPC address, host:port; several with commas between them, or behind one name, share the "
+        "calls.",
     ),
 ]
 CaFile = Annotated[

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
@@ -27,8 +28,9 @@ from splitserve.core.fleet import Explanation, FleetStatus, RunningRequests, Wor
 from splitserve.core.request import Chat, Chunk, GenerateRequest, Model, SamplingParams
 from splitserve.core.worker import Pool
 from splitserve.rpc import convert
-from splitserve.rpc.channel import Access, addresses, open_channel
+from splitserve.rpc.channel import Access, connected_to, open_channel, routers_of
 from splitserve.rpc.gen import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from splitserve.rpc.names import Place
 from splitserve.rpc.status import code_of, from_rpc_error
 from splitserve.telemetry.traces import calling, note_answered
 
@@ -43,18 +45,19 @@ class AsyncClient:
 
     def __init__(
         self,
-        address: str,
+        address: str | Place,
         retries: Retries | None = None,
         *,
         tls: ClientTls | None = None,
         api_key: str | None = None,
     ) -> None:
-        """`address` is one router's, or several with commas between them: calls then go round those that answer.
+        """`address` is one router's, or several with commas between them; a name stands for all addresses that it has.
+        Calls go round those that answer.
         Without `tls` nothing is encrypted, the key neither. Raises ConfigError for files that can't be used."""
         self._channel = open_channel(address, access=Access(tls, api_key))
         self._retries = retries or Retries()
         self._inference: Any = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._shared = Shared(self._inference, len(addresses(address)))
+        self._shared = Shared(self._inference, partial(connected_to, self._channel))
         self._admin: Any = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
@@ -68,6 +71,10 @@ class AsyncClient:
         """Cancels what still runs."""
         await self._shared.close()
         await self._channel.close()
+
+    def routers(self) -> tuple[Place, ...]:
+        """Those that calls go round, as far as names have been looked up; nobody where one address was said."""
+        return routers_of(self._channel)
 
     def generate(
         self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Unpack[Options]

@@ -1,4 +1,4 @@
-"""All requests of one asynchronous client on as few calls as it has routers: `GenerateMany`'s other end.
+"""All requests of one asynchronous client on as many calls as it has routers: `GenerateMany`'s other end.
 
 A message a token costs either side ten times what the token does. One reader task a call sorts what comes by request;
 each request's consumer says when it has read, so one that reads slowly stops itself alone. Used on one event loop.
@@ -6,7 +6,7 @@ each request's consumer says when it has read, so one that reads slowly stops it
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,9 +43,10 @@ class _Open:
 
 
 class Shared:
-    """As many calls as there are routers, each begun when it is needed. `stub` is of an InferenceStub."""
+    """As many calls as there are routers, each begun when it is needed. `stub` is of an InferenceStub; `routers` says
+    how many there are now."""
 
-    def __init__(self, stub: Any, routers: int) -> None:
+    def __init__(self, stub: Any, routers: Callable[[], int]) -> None:
         self._stub = stub
         self._routers = routers
         self._calls: list[_Call] = []
@@ -68,9 +69,12 @@ class Shared:
 
     def _least_used(self) -> "_Call":
         self._calls = [call for call in self._calls if not call.is_over]
-        if len(self._calls) < self._routers:
+        if len(self._calls) < self._routers():
             self._calls.append(_Call(self._stub))
-        return min(self._calls, key=len)
+        call = min(self._calls, key=len)
+        self._calls.remove(call)  # in turn among equals
+        self._calls.append(call)
+        return call
 
     def _retire(self, call: "_Call") -> None:
         """It gets no new request, and ends with those that it has."""

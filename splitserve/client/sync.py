@@ -48,7 +48,8 @@ class Client:
         tls: ClientTls | None = None,
         api_key: str | None = None,
     ) -> None:
-        """`address` is one router's, or several with commas between them: calls then go round those that answer.
+        """`address` is one router's, or several with commas between them; a name stands for all addresses that it has.
+        Calls go round those that answer.
         Without `tls` nothing is encrypted, the key neither. Raises ConfigError for files that can't be used."""
         self._channel = open_sync_channel(address, access=Access(tls, api_key))
         self._retries = retries or Retries()

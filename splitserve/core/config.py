@@ -204,7 +204,11 @@ class WorkerConfig(Settings):
         "demo", description="Hugging Face model directory, or `demo` for the one that ships with splitserve"
     )
     served_model_name: str = Field("", description="default: the directory's name")
-    routers: list[Address] = Field(default=["127.0.0.1:50051"], min_length=1, description="every router to join")
+    routers: list[Address] = Field(
+        default=["127.0.0.1:50051"],
+        min_length=1,
+        description="every router to join; a name stands for all addresses that it has, now and later",
+    )
     engine: EngineSettings = Field(default_factory=VllmSettings)
     kv_transfer: KvTransferSettings = Field(default_factory=KvTransferSettings)
     router_tls: ClientTls | None = Field(None, description="TLS towards the routers; none unless said")

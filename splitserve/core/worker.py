@@ -6,6 +6,7 @@ from enum import StrEnum
 from math import inf
 
 from splitserve.core.request import FinishReason, Logprob, SamplingParams, Tool, ToolCall, ToolChoice
+from splitserve.core.versions import Versions
 
 
 class Pool(StrEnum):
@@ -52,14 +53,19 @@ class KvPart:
     replicas: int = 1
 
 
+CONTROL_UNSAID = Versions(2, 2)  # what every release spoke before they said it
+
+
 @dataclass(frozen=True, slots=True)
 class KvPeer:
-    """One rank's KV control channel. `uuid` is `rank_uuid`'s: one process start, and so is `public_key`."""
+    """One rank's KV control channel. `uuid` is `rank_uuid`'s: one process start, and so is `public_key`. `control`: the
+    versions of its messages (`kv/messages`)."""
 
     uuid: str
     endpoint: str  # tcp://host:port
     part: KvPart
     public_key: str = ""  # of CURVE, in Z85; empty: it has none
+    control: Versions = CONTROL_UNSAID
 
 
 def rank_uuid(worker: str, rank: int) -> str:

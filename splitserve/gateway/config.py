@@ -8,7 +8,10 @@ from splitserve.core.config import Address, ClientTls, Count, Seconds, Settings,
 class GatewayConfig(Settings):
     """One gateway process."""
 
-    router: str = Field("127.0.0.1:50051", description="a router's gRPC address, or several with commas between them")
+    router: str = Field(
+        "127.0.0.1:50051",
+        description="a router's gRPC address, or several with commas between them; a name stands for all its addresses",
+    )
     router_tls: ClientTls | None = Field(None, description="TLS towards the routers; none unless said")
     listen: Address = "127.0.0.1:8000"
     metrics: Address | None = Field(

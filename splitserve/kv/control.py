@@ -24,12 +24,25 @@ import zmq
 
 from splitserve.core.config import KvTransferSettings
 from splitserve.core.errors import ConfigError
+from splitserve.core.versions import Versions
 from splitserve.core.worker import KvFormat, KvPeer
 from splitserve.kv.curve import Doorkeeper, fault_of_key, made_keys
 from splitserve.kv.host import numeric_host
 from splitserve.kv.layout import Shard, fault_of, format_difference
 from splitserve.kv.liveness import ASKS_PER_SILENCE, Health, Liveness, Need
-from splitserve.kv.messages import MAX_MESSAGE_BYTES, Codec, Goodbye, Hello, HelloReply, Malformed, Message, Ping, Pong
+from splitserve.kv.messages import (
+    MAX_MESSAGE_BYTES,
+    SPOKEN,
+    Codec,
+    Goodbye,
+    Hello,
+    HelloReply,
+    Malformed,
+    Message,
+    Ping,
+    Pong,
+    version_difference,
+)
 from splitserve.kv.news import ChannelBroke, News, PeerEnded, PeerRefused, PeerSilent, PeerUp, Received
 from splitserve.kv.probe import Probe
 
@@ -46,6 +59,7 @@ class _Peer:
     peer: KvPeer
     socket: "zmq.Socket[bytes]"
     life: Liveness
+    version: int
     shard: Shard | None = None
     address: bytes = b""
     fault: str = ""
@@ -73,7 +87,9 @@ class ControlChannel:
         address: bytes,
         settings: KvTransferSettings,
         on_news: Callable[[News], None],
+        spoken: Versions = SPOKEN,
     ) -> None:
+        self._spoken = spoken
         self._host = numeric_host(settings.host)
         self._uuid = uuid
         self._kv = kv
@@ -81,7 +97,7 @@ class ControlChannel:
         self._address = address
         self._settings = settings
         self._on_news = on_news
-        self._codec = Codec(uuid)
+        self._codec = Codec(uuid, spoken)
         self._peers: dict[str, _Peer] = {}
         self._ended: OrderedDict[str, str] = OrderedDict()
         self._requests = _Requests()
@@ -113,7 +129,7 @@ class ControlChannel:
         self._endpoint = f"tcp://{self._host}:{port}"
         self._thread.start()
         public_key = self._keys.public.decode() if self._keys is not None else ""
-        return KvPeer(self._uuid, self._endpoint, self._shard.part, public_key)
+        return KvPeer(self._uuid, self._endpoint, self._shard.part, public_key, self._spoken)
 
     def connect(self, peer: KvPeer) -> None:
         """Says Hello, if that was not done yet; tells anew what is known of the peer."""
@@ -248,7 +264,9 @@ class ControlChannel:
 
     def _meet(self, peer: KvPeer) -> None:
         """A new peer: Hello at once, and a probe that proves quickly when nobody is there."""
-        if fault := fault_of_key(peer, self._keys):
+        version = self._spoken.common(peer.control)
+        fault = fault_of_key(peer, self._keys) or version_difference(self._spoken, peer.control)
+        if fault or version is None:
             self._on_news(PeerRefused(peer.uuid, fault))
             return
         outbox = self._socket(zmq.PUSH)
@@ -261,13 +279,13 @@ class ControlChannel:
             self._on_news(PeerRefused(peer.uuid, f"its endpoint {peer.endpoint!r} is not usable: {error.strerror}"))
             return
         now = time.monotonic()
-        known = _Peer(peer, outbox, Liveness(self._settings.peer_silent_s, heard_at=now, asked_at=now))
+        known = _Peer(peer, outbox, Liveness(self._settings.peer_silent_s, heard_at=now, asked_at=now), version)
         self._peers[peer.uuid] = known
         known.probe = Probe.start(peer.endpoint)
         self._send(peer.uuid, self._hello())
 
     def _on_hello(self, sender: str, recipient: str, hello: Hello) -> None:
-        peer = self._doorkeeper.known(sender) or KvPeer(sender, hello.endpoint, hello.shard.part)
+        peer = self._doorkeeper.known(sender) or KvPeer(sender, hello.endpoint, hello.shard.part, control=hello.control)
         self._replace(sender, peer.endpoint)
         if sender in self._ended or sender == self._uuid:
             self.dropped["hello of an ended worker"] += 1
@@ -304,7 +322,7 @@ class ControlChannel:
         self._on_news(PeerUp(peer.peer.uuid, peer.shard, peer.address))
 
     def _hello(self) -> Hello:
-        return Hello(self._endpoint, self._kv, self._shard, self._address)
+        return Hello(self._endpoint, self._kv, self._shard, self._address, self._spoken)
 
     def _replace(self, uuid: str, endpoint: str) -> None:
         """A worker listens at this endpoint: whoever did before has ended."""
@@ -372,7 +390,7 @@ class ControlChannel:
             self.dropped["to an unknown worker"] += 1
             return
         try:
-            peer.socket.send(self._codec.encode(recipient, message), zmq.NOBLOCK)
+            peer.socket.send(self._codec.encode(recipient, message, peer.version), zmq.NOBLOCK)
         except zmq.Again:
             self.dropped["to a full queue"] += 1
         except Malformed as error:

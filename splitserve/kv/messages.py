@@ -1,7 +1,9 @@
 """Messages between KV control channels: msgpack by msgspec, versioned, size-limited. Nothing here is ever pickled.
 
 A frame is the envelope `[version, sender uuid, recipient uuid, body]`; the body is a tagged union, so a frame says what
-it is. What can't be decoded raises `Malformed` with the kind to count it under; the channel drops it.
+it is. Its version is the highest that both sides speak, as `KvPeer.control` says of each; a router pairs no workers
+that have none in common. A release that raises the highest reads and writes the one before it too. What can't be
+decoded raises `Malformed` with the kind to count it under; the channel drops it.
 """
 
 from typing import Annotated
@@ -9,11 +11,12 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from splitserve.core.worker import KvFormat, TransferStats
+from splitserve.core.versions import Versions
+from splitserve.core.worker import CONTROL_UNSAID, KvFormat, TransferStats
 from splitserve.kv.layout import PROMPT_HASH_BYTES, Shard
 from splitserve.kv.ticket import TransferKey
 
-PROTOCOL_VERSION = 2
+SPOKEN = Versions(2, 2)
 MAX_MESSAGE_BYTES = 4 << 20
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -29,12 +32,13 @@ class Body(msgspec.Struct, frozen=True, array_like=True, tag=str.lower):
 
 
 class Hello(Body, frozen=True):
-    """Both, at join: who I am, how to reach me, how to write my memory."""
+    """Both, at join: who I am, how to reach me, how to write my memory, which versions I speak."""
 
     endpoint: Endpoint
     kv: KvFormat
     shard: Shard
     address: bytes
+    control: Versions = CONTROL_UNSAID
 
 
 class HelloReply(Body, frozen=True):
@@ -133,19 +137,33 @@ class _Envelope(msgspec.Struct, frozen=True, array_like=True):
     body: msgspec.Raw
 
 
+def version_difference(ours: Versions, theirs: Versions) -> str:
+    """Why two workers can't tell each other anything; empty if they can."""
+    if ours.common(theirs) is not None:
+        return ""
+    older = "here" if ours.highest < theirs.lowest else "there"
+    return (
+        f"KV control messages are of version {ours} here and {theirs} there; upgrade the worker {older} to a release "
+        "that speaks both"
+    )
+
+
 class Codec:
     """Turns messages into frames and back. One per thread: msgspec's encoders are not shared."""
 
-    def __init__(self, uuid: str) -> None:
+    def __init__(self, uuid: str, spoken: Versions = SPOKEN) -> None:
         self._uuid = uuid
+        self._spoken = spoken
         self._encoder = msgspec.msgpack.Encoder()
         self._envelopes = msgspec.msgpack.Decoder(_Envelope)
         self._bodies: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
-    def encode(self, recipient: str, message: Message) -> bytes:
-        """A frame for this worker. Raises Malformed("oversized") rather than make one that would be refused."""
+    def encode(self, recipient: str, message: Message, version: int | None = None) -> bytes:
+        """A frame for this worker, of the highest version unless one is said. Raises Malformed("oversized") rather than
+        make one that would be refused."""
         body = msgspec.Raw(self._encoder.encode(message))
-        frame = self._encoder.encode(_Envelope(PROTOCOL_VERSION, self._uuid, recipient, body))
+        version = self._spoken.highest if version is None else version
+        frame = self._encoder.encode(_Envelope(version, self._uuid, recipient, body))
         if len(frame) > MAX_MESSAGE_BYTES:
             raise Malformed("oversized")
         return frame
@@ -156,7 +174,7 @@ class Codec:
             raise Malformed("oversized")
         try:
             envelope = self._envelopes.decode(frame)
-            if envelope.version != PROTOCOL_VERSION:
+            if envelope.version not in self._spoken:
                 raise Malformed("version")
             return envelope.sender, envelope.recipient, self._bodies.decode(envelope.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 import grpc
 
 from splitserve.core.errors import SplitserveError, Unavailable, first_of
+from splitserve.core.versions import Versions
 from splitserve.router.membership import Attachment, Membership
 from splitserve.router.orders import Order, SendCancel, SendDrain, SendHandOver, SendJob, SendPeers, SendPool
 from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
 from splitserve.rpc.joining import joined
-from splitserve.rpc.protocol import SPOKEN, Versions
+from splitserve.rpc.protocol import SPOKEN
 from splitserve.rpc.status import abort
 from splitserve.telemetry.logs import Logger
 

@@ -301,9 +301,25 @@ def _check_alone(info: WorkerInfo, model: str) -> None:
 
 
 def _check_beside(info: WorkerInfo, other: WorkerInfo) -> None:
-    for name in ("uuid", "name"):
-        if getattr(info, name) == getattr(other, name):
-            raise JoinRefused(name, f"{getattr(info, name)!r} is taken by a live worker; choose another {name}")
+    if info.uuid == other.uuid:
+        raise JoinRefused(
+            "uuid", f"{info.uuid!r} is attached already; one stream will do where two addresses lead to this router"
+        )
+    if info.name == other.name:
+        raise JoinRefused("name", f"{info.name!r} is taken by a live worker; choose another name")
     if name := differing_field(info.kv, other.kv):
         mine, theirs = getattr(info.kv, name), getattr(other.kv, name)
         raise JoinRefused(f"kv.{name}", f"{mine}, but the fleet's is {theirs} ({other.name}); start it alike")
+    _check_control(info, other)
+
+
+def _check_control(info: WorkerInfo, other: WorkerInfo) -> None:
+    """Every rank may have to talk to every other."""
+    for ours, theirs in ((one.control, another.control) for one in info.kv_peers for another in other.kv_peers):
+        if ours.common(theirs) is None:
+            older = "this worker" if ours.highest < theirs.lowest else other.name
+            raise JoinRefused(
+                "kv_peers.control",
+                f"it speaks version {ours} of KV control messages and {other.name}, which is in the fleet, {theirs}; "
+                f"upgrade {older} to a release that speaks both",
+            )

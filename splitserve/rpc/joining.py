@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from splitserve.core.errors import DeadlineExceeded, InvalidRequest, JoinRefused
+from splitserve.core.versions import Versions
 from splitserve.core.worker import WorkerInfo
 from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2
-from splitserve.rpc.protocol import SPOKEN, Versions, agreed
+from splitserve.rpc.protocol import SPOKEN, agreed
 
 _JOIN_WITHIN_S = 10.0
 

@@ -5,26 +5,11 @@ serve together while a fleet is being upgraded. What may only be said to a side 
 agreed on, never on what somebody's release is called. A field that whoever does not know it may ignore needs none.
 """
 
-from dataclasses import dataclass
-
 from splitserve.core.errors import JoinRefused
+from splitserve.core.versions import Versions
 from splitserve.rpc.convert import PROTOCOL_VERSION
 
 FIELD = "protocol_version"
-
-
-@dataclass(frozen=True, slots=True)
-class Versions:
-    """From the lowest to the highest, both included."""
-
-    lowest: int
-    highest: int
-
-    def __str__(self) -> str:
-        return f"{self.lowest}" if self.lowest == self.highest else f"{self.lowest} to {self.highest}"
-
-    def __contains__(self, version: int) -> bool:
-        return self.lowest <= version <= self.highest
 
 
 SPOKEN = Versions(4, PROTOCOL_VERSION)
@@ -32,8 +17,8 @@ SPOKEN = Versions(4, PROTOCOL_VERSION)
 
 def agreed(worker: Versions, router: Versions) -> int:
     """The highest version that both speak. Raises JoinRefused, which says what to upgrade, if there is none."""
-    version = min(worker.highest, router.highest)
-    if version in worker and version in router:
+    version = worker.common(router)
+    if version is not None:
         return version
     older = "router" if router.highest < worker.lowest else "worker"
     raise JoinRefused(

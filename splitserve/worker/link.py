@@ -29,11 +29,13 @@ from splitserve.core.errors import (
     Unavailable,
     first_of,
 )
+from splitserve.core.versions import Versions
 from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, Pool, Ticket, WorkerInfo
 from splitserve.rpc import convert
 from splitserve.rpc.channel import Access, open_channel
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
-from splitserve.rpc.protocol import FIELD, SPOKEN, Versions
+from splitserve.rpc.names import Place
+from splitserve.rpc.protocol import FIELD, SPOKEN
 from splitserve.rpc.status import from_rpc_error
 from splitserve.telemetry.logs import Logger
 
@@ -50,7 +52,7 @@ TAKEN_FOR_S = 30.0
 
 
 class Host(Protocol):
-    """What a link needs of its worker. `router` is the link's address."""
+    """What a link needs of its worker. `router` is what the link's router is called: `Place` as text."""
 
     def attached(self, router: str) -> None: ...
 
@@ -85,13 +87,14 @@ class RouterLink:
 
     def __init__(
         self,
-        address: str,
+        router: Place,
         info: WorkerInfo,
         host: Host,
         access: Callable[[], Access] = Access,
         spoken: Versions = SPOKEN,
     ) -> None:
-        self._address = address
+        self._place = router
+        self._router = str(router)
         self._access = access
         self._info = info
         self._host = host
@@ -105,7 +108,7 @@ class RouterLink:
         self.refusal = ""
         self._refused_since: float | None = None
         self._let_in = False
-        self._attached = False
+        self.is_attached = False
         self._back_off_s = FIRST_BACK_OFF_S
 
     def send(self, deltas: Sequence[Delta]) -> None:
@@ -115,7 +118,7 @@ class RouterLink:
 
     def cached(self, news: CacheNews) -> None:
         """What became of the engine's prefix cache."""
-        if self._attached:
+        if self.is_attached:
             self._cache_news.append(news)
             self._wake.set()
 
@@ -138,7 +141,7 @@ class RouterLink:
                 self._check_right(error)
             except (Unavailable, ConfigError) as error:
                 self.refusal = ""
-                self._logger.info("router not attached", router=self._address, reason=str(error))
+                self._logger.info("router not attached", router=self._router, reason=str(error))
             _pass_on_cancellation()
             await self._pause()
 
@@ -148,20 +151,20 @@ class RouterLink:
         if error.field not in TAKEN or now - self._refused_since > TAKEN_FOR_S:
             self._refused(error)
         else:
-            self._logger.warning("router refused the join; trying again", router=self._address, reason=str(error))
+            self._logger.warning("router refused the join; trying again", router=self._router, reason=str(error))
 
     def _check_right(self, error: SplitserveError) -> None:
         """A worker that was let in once waits for its renewed key, which may reach it after the router."""
         if self._let_in:
-            self._logger.warning("router refused the key; trying again", router=self._address, reason=str(error))
+            self._logger.warning("router refused the key; trying again", router=self._router, reason=str(error))
         else:
             self._refused(error)
 
     def _refused(self, error: SplitserveError) -> None:
         if self.refusal != str(error):
-            self._logger.warning("router refused this worker", router=self._address, reason=str(error))
+            self._logger.warning("router refused this worker", router=self._router, reason=str(error))
         self.refusal = str(error)
-        self._host.refused(self._address)
+        self._host.refused(self._router)
 
     async def _pause(self) -> None:
         longest_s = REFUSED_BACK_OFF_S if self.refusal else self._back_off_s
@@ -173,7 +176,7 @@ class RouterLink:
     # One stream ------------------------------------------------------------------------------------------------------
     async def _attach(self) -> None:
         """From join to the stream's end. Raises JoinRefused or Unavailable."""
-        async with open_channel(self._address, access=self._access()) as channel:
+        async with open_channel(self._place, access=self._access()) as channel:
             stub = worker_pb2_grpc.FleetStub(channel)  # type: ignore[no-untyped-call]
             call = stub.Attach()
             try:
@@ -213,15 +216,15 @@ class RouterLink:
         self._back_off_s, self._refused_since, self._let_in, self.refusal = FIRST_BACK_OFF_S, None, True, ""
         self._outbox.clear()
         self._cache_news.clear()
-        self._attached = True
-        self._host.attached(self._address)
+        self.is_attached = True
+        self._host.attached(self._router)
         try:
             await self._exchange(call, welcome.heartbeat_interval_s)
         except ExceptionGroup as group:
             raise first_of(group) from group
         finally:
-            self._attached = False
-            self._host.lost(self._address)
+            self.is_attached = False
+            self._host.lost(self._router)
 
     async def _exchange(self, call: Any, heartbeat_interval_s: float) -> None:
         """Until the router ends the stream, or has had time to after the worker ended its side."""
@@ -244,10 +247,10 @@ class RouterLink:
             case "job":
                 self._take(message.job)
             case "cancel":
-                self._host.cancel(self._address, message.cancel.job_id)
+                self._host.cancel(self._router, message.cancel.job_id)
             case "hand_over":
                 order = message.hand_over
-                self._host.hand_over(self._address, order.job_id, convert.ticket_from_proto(order.ticket), order.at_end)
+                self._host.hand_over(self._router, order.job_id, convert.ticket_from_proto(order.ticket), order.at_end)
             case "peers":
                 self._host.peers([convert.kv_peer_from_proto(peer) for peer in message.peers.peers])
             case "set_pool":
@@ -255,17 +258,17 @@ class RouterLink:
             case "drain":
                 self._host.drain()
             case unknown:
-                self._logger.warning("message of an unknown kind ignored", router=self._address, kind=str(unknown))
+                self._logger.warning("message of an unknown kind ignored", router=self._router, kind=str(unknown))
 
     def _take(self, message: worker_pb2.Job) -> None:
         try:
             job = convert.job_from_proto(message)
         except InvalidRequest as error:
-            self._host.bad_job(self._address, message.number)
+            self._host.bad_job(self._router, message.number)
             outcome = Outcome(failure=Failure.INVALID, field=error.field, message=error.message)
             self.send([Delta(message.job_id, outcome=outcome)])
             return
-        self._host.job(self._address, message.number, job)
+        self._host.job(self._router, message.number, job)
 
     async def _write(self, call: Any, interval_s: float) -> None:
         told: Load | None = None
@@ -273,7 +276,7 @@ class RouterLink:
         while not (self._leaving.is_set() and not self._outbox):
             if not self._outbox and not self._cache_news:
                 await self._news(told_at + interval_s - time.monotonic())
-            load, now = self._host.load(self._address), time.monotonic()
+            load, now = self._host.load(self._router), time.monotonic()
             due = told is None or now - told_at >= interval_s or is_news(load, told, now - told_at)
             if due or self._outbox or self._cache_news:
                 deltas, self._outbox = self._outbox[:MOST_DELTAS], self._outbox[MOST_DELTAS:]

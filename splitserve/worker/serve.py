@@ -1,7 +1,7 @@
 """One worker process around one engine: starts it, attaches to every router, serves until it is drained.
 
 Everything here runs on one event loop; the engine has its own thread and reaches the loop by `call_soon_threadsafe`.
-Which job belongs to whom is `jobs.py`, one router's stream is `link.py`.
+Which job belongs to whom is `jobs.py`, which routers there are `routers.py`, one router's stream is `link.py`.
 
 Ends: drained (SIGTERM, or a router's Drain): 0. Too many blocks in quarantine, which only a new process gets back:
 drained too, but 3, and whoever supervises it starts it again. A second SIGTERM: 143, without waiting for anything. An
@@ -12,7 +12,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
 from splitserve.core.cached import CacheEvent
@@ -23,12 +23,14 @@ from splitserve.core.worker import Delta, Failure, Job, KvPeer, Load, Outcome, P
 from splitserve.engine.protocol import Engine, EngineInfo
 from splitserve.routing.admission import Capacity, Refusal
 from splitserve.rpc.channel import Access, check_access
+from splitserve.rpc.names import Resolve
 from splitserve.telemetry.logs import Logger
 from splitserve.telemetry.metrics import WorkerMetrics, WorkerState
 from splitserve.telemetry.traces import Tracer
 from splitserve.worker.cache_news import CacheReporter
 from splitserve.worker.jobs import Ended, JobTable, kind_of
 from splitserve.worker.link import RouterLink
+from splitserve.worker.routers import Routers
 from splitserve.worker.spans import JobSpans
 
 DRAINED = 0
@@ -59,8 +61,10 @@ class Worker:
         metrics: WorkerMetrics,
         access: Callable[[], Access] = Access,
         tracer: Tracer | None = None,
+        resolve: Resolve | None = None,
     ) -> None:
-        """`access` says how routers are called; it is asked at the start and whenever one is attached to."""
+        """`access` says how routers are called; it is asked at the start and whenever one is attached to. `resolve`
+        says what a router's name stands for; default: the machine's resolver."""
         self._config = config
         self._access = access
         self._model = model
@@ -71,7 +75,8 @@ class Worker:
         self._pool = config.pool
         self._pace = Pace()
         self._cache = CacheReporter()
-        self._links: dict[str, RouterLink] = {}
+        self._resolve = resolve
+        self._routers: Routers | None = None
         self._drain = asyncio.Event()
         self._over = asyncio.Event()
         self._exit_code = DRAINED
@@ -102,7 +107,7 @@ class Worker:
     # What its supervisor asks, on any thread -------------------------------------------------------------------------
     def engine_fault(self) -> str:
         """Why the process had better be started anew; "" if all is well, and while the engine loads."""
-        if not self._links:
+        if self._routers is None:
             return ""
         try:
             turned_at = self._engine.load().turned_at
@@ -113,12 +118,12 @@ class Worker:
 
     def unready(self) -> str:
         """Why no request comes here now."""
-        if not self._links:
+        if self._routers is None:
             return "its engine is loading"
         if self._drain.is_set():
             return "it drains"
         if not self._table.routers:
-            refusals = [f"{address}: {link.refusal}" for address, link in self._links.items() if link.refusal]
+            refusals = [f"{router}: {refusal}" for router, refusal in self._routers.refusals.items()]
             return "; ".join(["it is attached to no router", *refusals])
         return ""
 
@@ -132,24 +137,26 @@ class Worker:
             started.max_batched_tokens,
         )
         self._table = JobTable(self._capacity)
-        self._links = {
-            router: RouterLink(router, self.info, self, self._access) for router in dict.fromkeys(self._config.routers)
-        }
+        routers = self._routers = Routers(
+            self._config.routers, lambda place: RouterLink(place, self.info, self, self._access), self._resolve
+        )
         self._shown = WorkerState(self._capacity.load(self._pool), total_blocks=started.total_blocks)
         self._metrics.watch(lambda: self._shown)
         try:
             async with asyncio.TaskGroup() as tasks:
                 watch = tasks.create_task(self._watch())
-                for link in self._links.values():
-                    tasks.create_task(link.run())
+                tasks.create_task(routers.run())
                 await self._over.wait()
                 watch.cancel()
-                for link in self._links.values():
-                    link.leave()
+                routers.leave()
                 if self._fault is not None:
                     raise self._fault
         except ExceptionGroup as group:
             raise first_of(group) from group
+
+    @property
+    def _links(self) -> Mapping[str, RouterLink]:
+        return self._routers.links if self._routers is not None else {}
 
     # The engine's news -----------------------------------------------------------------------------------------------
     def _from_engine(self, deltas: Sequence[Delta]) -> None:
@@ -179,7 +186,7 @@ class Worker:
 
     def _refresh(self) -> None:
         """After anything that may change what the worker grants."""
-        if not self._links:
+        if self._routers is None:
             return
         try:
             outlived = self._engine.load()
@@ -236,11 +243,14 @@ class Worker:
         self._logger.info("detached from router", router=router, cancelled_jobs=len(orphans))
         for job_id in orphans:
             self._engine.cancel(job_id)
+        assert self._routers is not None
+        self._routers.look_again()
 
     def refused(self, router: str) -> None:
         """One that refuses may be another by the next time; with nobody else left there is nothing to wait for."""
-        refusals = {address: link.refusal for address, link in self._links.items() if link.refusal}
-        if len(refusals) < len(self._links):
+        assert self._routers is not None
+        refusals = self._routers.refusals
+        if not self._routers.all_refuse:
             return
         if len(refusals) == 1:
             self._fault = ConfigError(f"routers: {router} refused this worker", refusals[router])

@@ -15,13 +15,13 @@ from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 
-from tests.chart.pods import Bridge, Content, Files, Pod, service_name
+from tests.chart.pods import Bridge, Content, Files, Names, Pod, service_name
 from tests.chart.tools import Document
 
 LOOK_S = 0.1
 PROBE_S = 2.0
 MOST_RESTARTS = 5
-WORKLOADS = ("Deployment", "StatefulSet")
+WORKLOADS = ("Deployment",)
 
 
 class Cluster:
@@ -39,7 +39,7 @@ class Cluster:
         self._content = Content(configs, secrets)
         self._services = [each for each in found if each["kind"] == "Service"]
         self._leaving: set[str] = set()
-        self._told: dict[str, str] = {}
+        self._told: Names = ()
         self.pods: dict[str, Pod] = {}
         for workload in (each for each in found if each["kind"] in WORKLOADS):
             for at in range(workload["spec"]["replicas"]):
@@ -101,6 +101,21 @@ class Cluster:
         self._leaving.discard(pod.name)
         pod.start()
 
+    def scale_up(self, workload: str) -> Pod:
+        """One pod more of this Deployment, as it was rendered."""
+        (made,) = [each for each in self._found if each["kind"] in WORKLOADS and each["metadata"]["name"] == workload]
+        at = sum(name.startswith(f"{workload}-") for name in self.pods)
+        pod = self._make(f"{workload}-{at}", made["spec"]["template"])
+        pod.say_names(self._told)
+        pod.start()
+        return pod
+
+    def scale_down(self, pod: Pod) -> int:
+        """For good; returns its exit code."""
+        code = self.delete(pod)
+        del self.pods[pod.name]
+        return code
+
     def logs(self) -> str:
         return "\n".join(f"--- {pod.name} (ready: {pod.ready})\n{pod.output[-3000:]}" for pod in self.pods.values())
 
@@ -111,18 +126,18 @@ class Cluster:
         return pod
 
     def _tell_names(self) -> None:
-        """A Service leads to one of its pods that are ready, a headless one gives each pod a name. Its own name, which
-        has all their addresses, is left out: c-ares takes names that share an address in a hosts file for one."""
-        names: dict[str, str] = {}
+        """A Service leads to one of its pods that are ready, the name of a headless one has the addresses of all."""
+        told: list[tuple[str, str]] = []
         for service in self._services:
             spec, name = service["spec"], service_name(service["metadata"]["name"])
             chosen = [pod for pod in self.pods.values() if spec["selector"].items() <= pod.labels.items()]
             ready = [pod for pod in chosen if pod.ready or spec.get("publishNotReadyAddresses")]
             there = [pod for pod in ready if pod.name not in self._leaving]
             if spec.get("clusterIP") == "None":
-                names |= {f"{pod.name}.{name}": pod.address for pod in there}
+                told += [(name, pod.address) for pod in there]
             elif there:
-                names[name] = there[0].address
+                told.append((name, there[0].address))
+        names = tuple(told)
         if names != self._told:
             self._told = names
             for pod in self.pods.values():

@@ -51,6 +51,7 @@ def why_not() -> str:
 
 
 Files = Mapping[str, str]  # by name
+Names = tuple[tuple[str, str], ...]  # a name and one of its addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +204,10 @@ class Pod:
         return _put_in(text, self._environment())
 
     # Its files -------------------------------------------------------------------------------------------------------
-    def say_names(self, names: Mapping[str, str]) -> None:
-        """What its resolver knows: an address by each name. Replaced at once."""
+    def say_names(self, names: Names) -> None:
+        """What its resolver knows. Replaced at once."""
         lines = ["127.0.0.1 localhost", f"{self.address} {self.name}"]
-        lines += [f"{address} {name}" for name, address in names.items()]
+        lines += [f"{address} {name}" for name, address in names]
         new = self.directory / "etc/hosts.new"
         new.write_text("\n".join(lines) + "\n")
         new.rename(self.directory / "etc/hosts")
@@ -226,6 +227,7 @@ class Pod:
         (etc / "group").write_text(f"splitserve:x:{group}:\n")
         (etc / "resolv.conf").write_text("")
         (etc / "hosts").write_text("127.0.0.1 localhost\n")
+        (etc / "host.conf").write_text("multi on\n")  # a name may have several addresses there, as in DNS
         volumes = {volume["name"]: volume for volume in self.manifest["spec"]["volumes"]}
         for mount in self.container["volumeMounts"]:
             if mount["mountPath"] not in _MOUNTED:

@@ -13,7 +13,6 @@ from splitserve.cli.main import app
 from splitserve.core.config import RouterConfig, Settings, WorkerConfig, parse
 from splitserve.core.exposure import check_router, check_worker
 from splitserve.gateway.config import GatewayConfig
-from splitserve.rpc.channel import addresses
 from tests.chart.tools import NAMESPACE, Chart, Document, containers, merged, one, pod_templates
 from tests.chart.variants import VARIANTS
 
@@ -59,17 +58,29 @@ def test_every_command_line_is_one_that_splitserve_takes(rendered: dict[str, lis
 
 
 @every_variant
-def test_workers_and_gateways_know_every_router_by_its_name(rendered: dict[str, list[Document]], name: str) -> None:
+def test_workers_and_gateways_know_the_one_name_of_all_routers(rendered: dict[str, list[Document]], name: str) -> None:
     found = rendered[name]
-    routers, service = one(found, "StatefulSet", "router"), one(found, "Service", "routers")
-    assert routers["spec"]["serviceName"] == service["metadata"]["name"]
-    port = service["spec"]["ports"][0]["port"]
-    pods = [f"{routers['metadata']['name']}-{at}" for at in range(routers["spec"]["replicas"])]
-    named = [f"{pod}.{service['metadata']['name']}.{NAMESPACE}.svc:{port}" for pod in pods]
+    routers, service = one(found, "Deployment", "router"), one(found, "Service", "routers")
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"].items() <= routers["spec"]["template"]["metadata"]["labels"].items()
+    named = f"{service['metadata']['name']}.{NAMESPACE}.svc:{service['spec']['ports'][0]['port']}"
     for worker in _configs(found, "worker.yaml"):
-        assert worker.routers == named
+        assert worker.routers == [named]
     for gateway in _configs(found, "gateway.yaml"):
-        assert addresses(gateway.router) == named
+        assert gateway.router == named
+
+
+@every_variant
+def test_another_number_of_routers_changes_nothing_but_that_number(chart: Chart, name: str) -> None:
+    """Else it would roll the workers."""
+    two, three = (chart.documents(merged(VARIANTS[name], {"router": {"replicas": many}})) for many in (2, 3))
+    changed = [(one, other) for one, other in zip(two, three, strict=True) if one != other]
+    for before, after in changed:
+        assert (before["kind"], before["metadata"]["name"]) == ("Deployment", "try-splitserve-router")
+        assert before["spec"].pop("replicas") == 2
+        assert after["spec"].pop("replicas") == 3
+        assert before == after
+    assert len(changed) == (name != "hpa"), "where an autoscaler owns the number, nothing changes at all"
 
 
 @every_variant
@@ -96,6 +107,10 @@ def test_files_that_a_configuration_names_are_mounted(rendered: dict[str, list[D
         assert model == "demo" or "/models" in mounts, where
 
 
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
+
+
 def _files(config: Any) -> Iterator[str]:
     if isinstance(config, dict):
         for value in config.values():
@@ -117,8 +132,12 @@ def test_certificates_have_the_names_that_callers_use(rendered: dict[str, list[D
     found = rendered[name]
     server = set(one(found, "Certificate", "")["spec"]["dnsNames"])
     worker = set(one(found, "Certificate", "worker")["spec"]["dnsNames"])
-    for config in (*_configs(found, "worker.yaml"), *_configs(found, "gateway.yaml")):
-        assert config.router_tls.server_name in server
+    for worker_config in _configs(found, "worker.yaml"):
+        assert worker_config.router_tls.server_name is None
+        assert {_host(each) for each in worker_config.routers} <= server
+    for gateway_config in _configs(found, "gateway.yaml"):
+        assert gateway_config.router_tls.server_name is None
+        assert _host(gateway_config.router) in server
     test = one(found, "Pod", "test")
     called = [arg for container in test["spec"]["containers"] for arg in container["args"] if ".svc:" in arg]
     assert len(called) == 2
@@ -206,5 +225,5 @@ def test_a_routers_download_leaves_the_weights_out(rendered: dict[str, list[Docu
     for where, pod in pod_templates(rendered["minimal"]):
         for each in pod["spec"].get("initContainers", []):
             left_out[where] = {variable["name"]: variable.get("value") for variable in each["env"]}["NOT"]
-    assert "*.safetensors" in left_out["StatefulSet/try-splitserve-router"]
+    assert "*.safetensors" in left_out["Deployment/try-splitserve-router"]
     assert "*.safetensors" not in left_out["Deployment/try-splitserve-decode"]

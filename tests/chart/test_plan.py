@@ -36,7 +36,7 @@ def test_a_plan_renders_and_validates(chart: Chart, planned: tuple[Path, dict[st
     plan, values = read_plan(planned[0]), {**planned[1], "insecure": True}
     found = chart.documents(values)
     assert not [fault for each in found for version in KUBERNETES if (fault := faults(each, version))]
-    workers = [each for each in found if each["kind"] == "Deployment"]
+    workers = [each for each in found if each["kind"] == "Deployment" and "splitserve.io/pool" in _labels(each)]
     pools = plan.chosen.placement.pools
     assert sorted(each["spec"]["replicas"] for each in workers) == sorted(pool.workers for pool in pools)
     gpus = [_gpus(pod) * each["spec"]["replicas"] for each in workers for _, pod in pod_templates([each])]
@@ -71,3 +71,8 @@ def test_the_chart_knows_every_key_that_a_plan_may_set() -> None:
 
 def _gpus(pod: dict[str, Any]) -> int:
     return int(pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+
+
+def _labels(each: dict[str, Any]) -> dict[str, str]:
+    labels: dict[str, str] = each["metadata"]["labels"]
+    return labels

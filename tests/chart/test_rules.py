@@ -10,13 +10,13 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from splitserve.telemetry.metrics import RouterMetrics, WorkerMetrics
-from tests.chart.tools import CHART, NAMESPACE, Chart, Document, containers, merged, one, pod_templates
+from tests.chart.tools import CHART, NAMESPACE, Chart, Document, Refused, containers, merged, one, pod_templates
 from tests.chart.variants import VARIANTS
 
 MINIMAL, SIMULATED = VARIANTS["minimal"], VARIANTS["simulated"]
-WORKLOADS = ("Deployment", "StatefulSet", "LeaderWorkerSet")
+WORKLOADS = ("Deployment", "LeaderWorkerSet")
 OF_THE_NAMESPACE = {
-    *("ConfigMap", "Service", "ServiceAccount", "Deployment", "StatefulSet", "LeaderWorkerSet", "Pod", "NetworkPolicy"),
+    *("ConfigMap", "Service", "ServiceAccount", "Deployment", "LeaderWorkerSet", "Pod", "NetworkPolicy"),
     *("PodDisruptionBudget", "HorizontalPodAutoscaler", "ScaledObject", "ServiceMonitor", "PodMonitor"),
     *("PrometheusRule", "Ingress", "GRPCRoute", "Certificate"),
 }
@@ -30,6 +30,13 @@ def test_a_rollout_needs_no_spare_gpu(rendered: dict[str, list[Document]]) -> No
             assert each["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
     spanning = one(rendered["spanning"], "LeaderWorkerSet", "decode")["spec"]["rolloutStrategy"]
     assert spanning["rollingUpdateConfiguration"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+@every_variant
+def test_a_router_goes_when_another_one_serves(rendered: dict[str, list[Document]], name: str) -> None:
+    """It has no GPU to wait for, and the last one must not leave its clients without any."""
+    strategy = one(rendered[name], "Deployment", "router")["spec"]["strategy"]
+    assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
 
 
 def test_a_pool_may_roll_out_otherwise_than_another(chart: Chart) -> None:
@@ -140,6 +147,16 @@ def test_a_pool_is_scaled_by_what_its_role_runs_short_of(rendered: dict[str, lis
         assert {each["name"] for each in keda["triggers"]} == {each.replace("_", "-") for each in metrics}
 
 
+def test_routers_are_scaled_by_the_cpu_that_they_ask_for(chart: Chart, rendered: dict[str, list[Document]]) -> None:
+    hpa = one(rendered["hpa"], "HorizontalPodAutoscaler", "router")["spec"]
+    assert hpa["metrics"] == [
+        {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}}
+    ]
+    scaled = merged(MINIMAL, {"router": {"autoscaling": {"mode": "hpa"}}})
+    with pytest.raises(Refused, match=r"router.resources.requests.cpu"):
+        chart.documents(scaled)
+
+
 def test_autoscalers_ask_for_metrics_that_there_are(rendered: dict[str, list[Document]]) -> None:
     registry = CollectorRegistry()
     RouterMetrics(registry)
@@ -179,7 +196,8 @@ def test_the_readme_has_rules_for_every_metric_that_an_hpa_reads(rendered: dict[
     assert block is not None
     rules = yaml.safe_load(textwrap.dedent(block[0]))["externalRules"]
     hpas = [each["spec"] for each in rendered["hpa"] if each["kind"] == "HorizontalPodAutoscaler"]
-    read = {metric["external"]["metric"]["name"] for spec in hpas for metric in spec["metrics"]}
+    external = [metric for spec in hpas for metric in spec["metrics"] if metric["type"] == "External"]
+    read = {metric["external"]["metric"]["name"] for metric in external}
     assert {rule["name"]["as"] for rule in rules} == read
 
 

@@ -165,13 +165,49 @@ def test_a_router_that_is_taken_away_ends_its_streams_and_gets_no_more(cluster: 
     (leaving,) = [pod for pod in cluster.of("router") if _metric(pod, "splitserve_running_requests")]
     (other,) = [pod for pod in cluster.of("router") if pod is not leaving]
     assert cluster.delete(leaving) == 0
-    assert client.exit_code == 0
+    _finished(cluster, client)
     assert len(_tokens(client)) == 200
     ended = _metric(other, "splitserve_requests_total")
     _finished(cluster, _generate(cluster, found, "--max-tokens=8"))
     assert _metric(other, "splitserve_requests_total") == ended + 1
     cluster.replace(leaving)
     cluster.until(lambda: leaving.ready and _metric(leaving, "splitserve_workers") == 3, "the workers' return")
+
+
+def test_a_router_more_is_joined_and_used_while_no_other_pod_is_told_of_it(
+    cluster: Cluster, found: list[Document]
+) -> None:
+    """What `kubectl scale` does: a pod more behind the Service's name, and not a file anywhere that changes."""
+    pids = {pod.name: pod.pid for pod in cluster.pods.values()}
+    router = cluster.scale_up("try-splitserve-router")
+    cluster.until(
+        lambda: router.ready and _metric(router, "splitserve_workers") == 3, "three workers at the new router"
+    )
+    gateway = cluster.of("gateway")[0]
+    ask = {**_test_pod(found, "http")[1]}
+    ask["args"] = [ask["args"][0], f"http://{gateway.address}:8000", *ask["args"][2:]]
+
+    def serves() -> bool:
+        client = cluster.client(_test_pod(found, "http")[0], ask)
+        cluster.until(lambda: client.exit_code is not None, "the answer by the gateway")
+        assert client.exit_code == 0, client.output
+        return _metric(router, "splitserve_requests_total") > 0
+
+    cluster.until(serves, "requests of the gateway at the new router")
+    assert {name: cluster.pods[name].pid for name in pids} == pids, "nobody was started anew"
+    assert cluster.scale_down(router) == 0
+    gone = f"{router.address})"
+    for worker in cluster.of("worker"):
+        cluster.until(lambda worker=worker: _left(worker, gone), "the workers leave it")  # type: ignore[misc]
+    assert serves_still(cluster, found)
+
+
+def _left(worker: Pod, router: str) -> bool:
+    return any("router left" in line and router in line for line in worker.output.splitlines())
+
+
+def serves_still(cluster: Cluster, found: list[Document]) -> bool:
+    return bool(_finished(cluster, _generate(cluster, found, "--max-tokens=8"))["usage"]["output_tokens"] == 8)
 
 
 def test_a_gateway_that_is_taken_away_drains(cluster: Cluster, found: list[Document]) -> None:

@@ -64,6 +64,9 @@ def _scaled(mode: str) -> dict[str, Any]:
     }
 
 
+_ROUTERS: dict[str, Any] = {"router": {"autoscaling": {"mode": "hpa"}, "resources": {"requests": {"cpu": 1}}}}
+
+
 def _of(*parts: dict[str, Any]) -> dict[str, Any]:
     values = _MINIMAL
     for part in parts:
@@ -77,7 +80,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "minimal": _MINIMAL,
     "secured": _of(_SECURED, _OUTSIDE, _MONITORED, _POOLS, _HUB),
     "cert-manager": _of(_CERT_MANAGER, _OUTSIDE, _MONITORED),
-    "hpa": _of(_scaled("hpa"), _POOLS),
+    "hpa": _of(_scaled("hpa"), _POOLS, _ROUTERS),
     "keda": _of(_scaled("keda"), _POOLS),
     "spanning": _of(_SPANNING, _SECURED, _MONITORED),
     "spanning-keda": _of(_SPANNING, _scaled("keda"), {"pools": {"prefill": {"role": "prefill"}}}),

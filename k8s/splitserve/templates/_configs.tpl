@@ -48,7 +48,7 @@ demo
 
 {{- define "splitserve.gatewayConfig" -}}
 {{- $config := deepCopy .Values.gateway.config -}}
-{{- $_ := set $config "router" (include "splitserve.routers" .) -}}
+{{- $_ := set $config "router" (printf "%s:50051" (include "splitserve.routers" .)) -}}
 {{- $_ := set $config "listen" (printf "%s:8000" .Values.bindAddress) -}}
 {{- if .Values.gateway.tokenTexts -}}
 {{- $_ := set $config "model" (include "splitserve.modelDirectory" .) -}}
@@ -61,10 +61,9 @@ demo
 {{- toYaml $config -}}
 {{- end -}}
 
-{{/* How whoever calls a router knows it: by the Service's name, whichever of the routers answers. */}}
+{{/* How whoever calls a router knows it: by the name that it is called by, whichever of the routers answers. */}}
 {{- define "splitserve.callerTls" -}}
 ca: /etc/splitserve/worker-tls/ca.crt
-server_name: {{ include "splitserve.address" . }}
 {{- if .Values.tls.mutual }}
 certificate: /etc/splitserve/worker-tls/tls.crt
 key: /etc/splitserve/worker-tls/tls.key
@@ -77,7 +76,7 @@ key: /etc/splitserve/worker-tls/tls.key
 {{- $config := dict "pool" (ternary "prefill" "decode" (eq $pool.role "prefill")) -}}
 {{- $_ := set $config "model" (include "splitserve.modelDirectory" $root) -}}
 {{- $_ := set $config "served_model_name" (include "splitserve.servedName" $root) -}}
-{{- $_ := set $config "routers" (include "splitserve.routers" $root | splitList ",") -}}
+{{- $_ := set $config "routers" (list (printf "%s:50051" (include "splitserve.routers" $root))) -}}
 {{- $engine := deepCopy $pool.engine -}}
 {{- if eq $engine.kind "vllm" -}}
 {{- $_ := set $engine "tensor_parallel_size" $pool.parallelism.tensor -}}

@@ -57,14 +57,9 @@ splitserve.io/pool: {{ . }}
 {{- end -}}
 {{- end -}}
 
-{{/* Routers are a StatefulSet: every worker joins every router, so each needs a name of its own. */}}
+{{/* The headless Service's name, which stands for every router: workers join all its addresses, gateways call all of them. */}}
 {{- define "splitserve.routers" -}}
-{{- $full := include "splitserve.fullname" . -}}
-{{- $routers := list -}}
-{{- range $at := until (int .Values.router.replicas) -}}
-{{- $routers = append $routers (printf "%s-router-%d.%s-routers.%s.svc:50051" $full $at $full $.Release.Namespace) -}}
-{{- end -}}
-{{- join "," $routers -}}
+{{- printf "%s-routers.%s.svc" (include "splitserve.fullname" .) .Release.Namespace -}}
 {{- end -}}
 
 {{/* The client Service's name, which is in the routers' certificate. */}}

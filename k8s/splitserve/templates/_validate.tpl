@@ -29,6 +29,17 @@
 {{- if and $values.ingress.enabled (not (include "splitserve.httpService" .)) -}}
 {{- $wrong = append $wrong "ingress.enabled: nothing serves HTTP; set router.http or gateway.enabled" -}}
 {{- end -}}
+{{- with $values.router -}}
+{{- if gt (int .autoscaling.minReplicas) (int .autoscaling.maxReplicas) -}}
+{{- $wrong = append $wrong "router.autoscaling.minReplicas: more than maxReplicas" -}}
+{{- end -}}
+{{- if and (eq .autoscaling.mode "hpa") (not (dig "requests" "cpu" "" .resources)) -}}
+{{- $wrong = append $wrong "router.resources.requests.cpu: routers are scaled by the share of it that they use; say it" -}}
+{{- end -}}
+{{- if and (eq (toString .strategy.maxSurge) "0") (eq (toString .strategy.maxUnavailable) "0") -}}
+{{- $wrong = append $wrong "router.strategy: maxSurge and maxUnavailable are both 0; no rollout could ever end" -}}
+{{- end -}}
+{{- end -}}
 {{- $full := include "splitserve.fullname" . -}}
 {{- range $name, $pool := include "splitserve.pools" . | fromYaml -}}
 {{- if has $name (list "router" "routers" "gateway" "workers") -}}

@@ -21,7 +21,9 @@ from splitserve.core.fleet import (
     RunningRequests,
     WorkerStatus,
 )
+from splitserve.core.versions import Versions
 from splitserve.core.worker import (
+    CONTROL_UNSAID,
     DecodeJob,
     Delta,
     Failure,
@@ -83,11 +85,13 @@ def pool_from_proto(value: int, field: str = "pool") -> Pool:
 
 
 def kv_peer_to_proto(peer: KvPeer) -> worker_pb2.KvPeer:
-    return same_fields_to(worker_pb2.KvPeer, peer, part=same_fields_to(worker_pb2.KvPart, peer.part))
+    part, control = same_fields_to(worker_pb2.KvPart, peer.part), same_fields_to(worker_pb2.Versions, peer.control)
+    return same_fields_to(worker_pb2.KvPeer, peer, part=part, control=control)
 
 
 def kv_peer_from_proto(message: worker_pb2.KvPeer) -> KvPeer:
-    return same_fields_from(KvPeer, message, part=same_fields_from(KvPart, message.part))
+    control = same_fields_from(Versions, message.control) if message.HasField("control") else CONTROL_UNSAID
+    return same_fields_from(KvPeer, message, part=same_fields_from(KvPart, message.part), control=control)
 
 
 def worker_info_to_proto(info: WorkerInfo) -> worker_pb2.WorkerInfo:

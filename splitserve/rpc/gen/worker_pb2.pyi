@@ -159,16 +159,26 @@ class KvFormat(_message.Message):
     def __init__(self, model_fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., mode: _Optional[str] = ..., block_bytes: _Optional[int] = ..., transport: _Optional[str] = ...) -> None: ...
 
 class KvPeer(_message.Message):
-    __slots__ = ("uuid", "endpoint", "part", "public_key")
+    __slots__ = ("uuid", "endpoint", "part", "public_key", "control")
     UUID_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_FIELD_NUMBER: _ClassVar[int]
     uuid: str
     endpoint: str
     part: KvPart
     public_key: str
-    def __init__(self, uuid: _Optional[str] = ..., endpoint: _Optional[str] = ..., part: _Optional[_Union[KvPart, _Mapping]] = ..., public_key: _Optional[str] = ...) -> None: ...
+    control: Versions
+    def __init__(self, uuid: _Optional[str] = ..., endpoint: _Optional[str] = ..., part: _Optional[_Union[KvPart, _Mapping]] = ..., public_key: _Optional[str] = ..., control: _Optional[_Union[Versions, _Mapping]] = ...) -> None: ...
+
+class Versions(_message.Message):
+    __slots__ = ("lowest", "highest")
+    LOWEST_FIELD_NUMBER: _ClassVar[int]
+    HIGHEST_FIELD_NUMBER: _ClassVar[int]
+    lowest: int
+    highest: int
+    def __init__(self, lowest: _Optional[int] = ..., highest: _Optional[int] = ...) -> None: ...
 
 class KvPart(_message.Message):
     __slots__ = ("first_layer", "layers", "first_head", "heads", "tensor_rank", "replica", "replicas")

@@ -14,13 +14,14 @@ import pytest
 import zmq
 
 from splitserve.core.config import KvTransferSettings
+from splitserve.core.versions import Versions
 from splitserve.core.worker import KvPeer
 from splitserve.kv import control
 from splitserve.kv.control import ControlChannel
 from splitserve.kv.curve import Keys, made_keys
 from splitserve.kv.messages import (
     MAX_MESSAGE_BYTES,
-    PROTOCOL_VERSION,
+    SPOKEN,
     Cancel,
     Codec,
     Failed,
@@ -30,6 +31,7 @@ from splitserve.kv.messages import (
     Message,
     Ping,
     Pong,
+    version_difference,
 )
 from splitserve.kv.news import News, PeerEnded, PeerRefused, PeerSilent, PeerUp, Received
 from splitserve.kv.probe import Probe
@@ -41,10 +43,10 @@ SETTINGS = KvTransferSettings(peer_silent_s=0.5)
 class Channel:
     """A channel and its news in order."""
 
-    def __init__(self, uuid: str, **changes: Any) -> None:
+    def __init__(self, uuid: str, spoken: Versions = SPOKEN, **changes: Any) -> None:
         self.news: queue.Queue[News] = queue.Queue()
         kv = replace(KV, **changes)
-        self.channel = ControlChannel(uuid, kv, SHARD, f"memory of {uuid}".encode(), SETTINGS, self.news.put)
+        self.channel = ControlChannel(uuid, kv, SHARD, f"memory of {uuid}".encode(), SETTINGS, self.news.put, spoken)
         self.peer = self.channel.start()
 
     def next(self) -> News:
@@ -138,6 +140,52 @@ def test_hello_makes_both_sides_know_each_other_and_their_memory() -> None:
         assert b.next() == Received("a", Cancel("t", 1))
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "used"),
+    [
+        (Versions(2, 2), Versions(2, 3), 2),
+        (Versions(2, 3), Versions(3, 4), 3),
+        (Versions(3, 4), Versions(2, 3), 3),
+        (Versions(2, 4), Versions(2, 4), 4),
+    ],
+)
+def test_workers_of_neighbouring_releases_speak_the_highest_version_that_both_know(
+    ours: Versions, theirs: Versions, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    class Watched(Codec):
+        def encode(self, recipient: str, message: Message, version: int | None = None) -> bytes:
+            assert version is not None
+            written.append(version)
+            return super().encode(recipient, message, version)
+
+    monkeypatch.setattr(control, "Codec", Watched)
+    a, b = Channel("a", ours), Channel("b", theirs)
+    with channels(a, b):
+        a.channel.connect(b.peer)
+        assert a.next() == PeerUp("b", SHARD, b"memory of b")
+        assert b.next() == PeerUp("a", SHARD, b"memory of a")
+        a.channel.send("b", Cancel("t", 1))
+        assert b.next() == Received("a", Cancel("t", 1))
+        b.channel.send("a", Cancel("t", 1))
+        assert a.next() == Received("b", Cancel("t", 1))
+        assert not a.channel.dropped + b.channel.dropped
+    assert set(written) == {used}
+
+
+def test_a_worker_without_a_common_version_is_refused_before_anything_is_said_to_it() -> None:
+    a, b = Channel("a", Versions(2, 3)), Channel("b", Versions(4, 5))
+    with channels(a, b):
+        a.channel.connect(b.peer)
+        assert a.next() == PeerRefused("b", version_difference(Versions(2, 3), Versions(4, 5)))
+        b.channel.connect(a.peer)
+        news = b.next()
+        assert isinstance(news, PeerRefused)
+        assert "upgrade the worker there" in news.message
+        assert not a.channel.dropped + b.channel.dropped
+
+
 def test_connecting_again_tells_again_what_is_known() -> None:
     a, b = Channel("a"), Channel("b")
     with channels(a, b):
@@ -189,7 +237,7 @@ def test_noise_is_counted_by_kind_and_the_channel_lives_on(channel: Channel, raw
     peer.say_raw(b"")
     peer.say_raw(b"x" * (MAX_MESSAGE_BYTES + 1))
     peer.say_raw(msgspec.msgpack.encode([99, "b", "a", ["future"]]))
-    peer.say_raw(msgspec.msgpack.encode([PROTOCOL_VERSION, "b", "a", ["teleport"]]))
+    peer.say_raw(msgspec.msgpack.encode([SPOKEN.highest, "b", "a", ["teleport"]]))
     peer.say_raw(Codec("b").encode("somebody else", Cancel("t", 1)))
     peer.say_raw(Codec("stranger").encode("a", Cancel("t", 1)))
     unmet = raw("unmet", channel)

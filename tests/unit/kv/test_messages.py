@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from splitserve.core.versions import Versions
 from splitserve.core.worker import KvFormat, KvMode, KvPart, TransferStats
 from splitserve.kv.layout import Shard
 from splitserve.kv.messages import (
     MAX_MESSAGE_BYTES,
-    PROTOCOL_VERSION,
+    SPOKEN,
     Cancel,
     Cancelled,
     Codec,
@@ -25,6 +26,7 @@ from splitserve.kv.messages import (
     Pong,
     Progress,
     Register,
+    version_difference,
 )
 
 KV = KvFormat("abc", "float32", 16, 4, 2, 8, 2048, KvMode.PUSH, "shm")
@@ -63,12 +65,50 @@ def _kind(frame: bytes) -> str:
     return caught.value.kind
 
 
-def _frame(body: object, version: int = PROTOCOL_VERSION) -> bytes:
+def _frame(body: object, version: int = SPOKEN.highest) -> bytes:
     return msgspec.msgpack.encode([version, "a", "b", body])
 
 
 def test_another_version_is_named_even_if_its_body_is_unknown() -> None:
-    assert _kind(_frame(["brand new", 1], version=PROTOCOL_VERSION + 1)) == "version"
+    assert _kind(_frame(["brand new", 1], version=SPOKEN.highest + 1)) == "version"
+
+
+def test_every_version_that_is_spoken_is_read_and_the_one_that_is_said_is_written() -> None:
+    both, old, new = Codec("b", Versions(2, 3)), Codec("a", Versions(2, 2)), Codec("a", Versions(3, 4))
+    assert both.decode(old.encode("b", Ping())) == ("a", "b", Ping())
+    assert both.decode(new.encode("b", Ping(), 3)) == ("a", "b", Ping())
+    assert old.decode(both.encode("a", Ping(), 2)) == ("b", "a", Ping())
+    with pytest.raises(Malformed, match="version"):
+        both.decode(new.encode("b", Ping(), 4))
+    with pytest.raises(Malformed, match="version"):
+        old.decode(both.encode("a", Ping()))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "sentence"),
+    [
+        (Versions(2, 3), Versions(3, 4), ""),
+        (Versions(2, 2), Versions(3, 4), "of version 2 here and 3 to 4 there; upgrade the worker here"),
+        (Versions(4, 5), Versions(2, 3), "of version 4 to 5 here and 2 to 3 there; upgrade the worker there"),
+    ],
+)
+def test_workers_without_a_common_version_are_told_which_to_upgrade(
+    ours: Versions, theirs: Versions, sentence: str
+) -> None:
+    said = version_difference(ours, theirs)
+    assert sentence in said
+    assert bool(said) == bool(sentence)
+
+
+def test_a_hello_of_before_ranges_were_said_is_read_as_of_version_2() -> None:
+    """And one that says its range is read by whoever knows nothing of ranges."""
+    said = msgspec.msgpack.decode(Codec("a").encode("b", Hello("tcp://127.0.0.1:80", KV, SHARD, b"", Versions(2, 3))))
+    *before, _ = said[3]
+    _, _, hello = Codec("b").decode(_frame(before))
+    assert isinstance(hello, Hello)
+    assert hello.control == Versions(2, 2)
+    older = msgspec.defstruct("hello", [("endpoint", str), ("kv", dict)], array_like=True, tag="hello")
+    assert msgspec.to_builtins(msgspec.convert(said[3], older))[1] == "tcp://127.0.0.1:80"
 
 
 def test_an_unknown_message_is_malformed() -> None:

@@ -10,11 +10,13 @@ import pytest
 from splitserve.client import AsyncClient, Retries
 from splitserve.core.errors import JoinRefused, Unavailable
 from splitserve.core.request import FinishReason, SamplingParams
-from splitserve.core.worker import KvMode, Outcome, Pool
+from splitserve.core.versions import Versions
+from splitserve.core.worker import KvMode, KvPeer, Outcome, Pool
 from splitserve.router.serve import Router
 from splitserve.rpc import convert
 from splitserve.rpc.protocol import SPOKEN
 from splitserve.rpc.status import from_rpc_error
+from tests.unit.peers import peer
 from tests.unit.router.scripted import WITHIN_S, worker_info
 from tests.unit.router.wired import WiredWorker, router
 
@@ -137,6 +139,48 @@ async def test_a_rollout_never_pairs_workers_whose_kv_is_of_different_models(ser
         async with WiredWorker(serving.address, "d1", Pool.DECODE, kv=renewed) as late:
             await late.told("welcome")
             await names(client, "d1")
+
+
+def speaking(name: str, lowest: int, highest: int) -> tuple[KvPeer, ...]:
+    """The one rank of a worker whose KV control channel speaks these versions."""
+    return (replace(peer(f"uuid-{name}"), control=Versions(lowest, highest)),)
+
+
+async def test_workers_of_neighbouring_releases_are_paired_and_told_of_each_others_versions(serving: Router) -> None:
+    async with (
+        AsyncClient(serving.address) as client,
+        WiredWorker(serving.address, "p0", Pool.PREFILL, kv_peers=speaking("p0", 2, 3)) as old,
+        WiredWorker(serving.address, "d0", Pool.DECODE, kv_peers=speaking("d0", 3, 4)),
+    ):
+        await names(client, "p0", "d0")
+        await old.told("peers")
+        peers = [peer for order in old.orders if order.HasField("peers") for peer in order.peers.peers]
+        assert {(peer.uuid, peer.control.lowest, peer.control.highest) for peer in peers} == {("uuid-d0", 3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "says"),
+    [
+        ((2, 3), (4, 5), "it speaks version 4 to 5 of KV control messages and p0, which is in the fleet, 2 to 3"),
+        ((4, 5), (2, 3), "it speaks version 2 to 3 of KV control messages and p0, which is in the fleet, 4 to 5"),
+    ],
+)
+async def test_workers_without_a_common_version_of_kv_control_are_never_paired(
+    serving: Router, early: tuple[int, int], late: tuple[int, int], says: str
+) -> None:
+    async with (
+        AsyncClient(serving.address) as client,
+        WiredWorker(serving.address, "p0", Pool.PREFILL, kv_peers=speaking("p0", *early)),
+        WiredWorker(serving.address, "d0", Pool.DECODE, kv_peers=speaking("d0", *late)) as misfit,
+    ):
+        error = await misfit.ended()
+        assert error is not None
+        refusal = from_rpc_error(error)
+        assert isinstance(refusal, JoinRefused)
+        assert refusal.field == "kv_peers.control"
+        assert says in refusal.message
+        assert f"upgrade {'p0' if early < late else 'this worker'} to a release that speaks both" in refusal.message
+        await names(client, "p0")
 
 
 async def test_a_name_is_free_again_once_its_worker_has_left(serving: Router) -> None:

@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
+from splitserve.core.versions import Versions
 from splitserve.core.worker import Job, KvPeer, Load, Pool, Ticket
 from splitserve.router.attach import FleetService
 from splitserve.router.membership import Membership
 from splitserve.routing.fleet import Fleet
 from splitserve.rpc.gen import worker_pb2_grpc
-from splitserve.rpc.protocol import SPOKEN, Versions
+from splitserve.rpc.names import Place
+from splitserve.rpc.protocol import SPOKEN
 from splitserve.telemetry.logs import Logger
 from splitserve.worker.link import RouterLink
 from tests.unit.router.scripted import WITHIN_S, load_of, worker_info
@@ -75,7 +77,7 @@ async def router_that_speaks(versions: Versions) -> AsyncIterator[tuple[str, Mem
 @asynccontextmanager
 async def worker_that_speaks(versions: Versions, address: str) -> AsyncIterator[tuple[Host, RouterLink]]:
     host = Host()
-    link = RouterLink(address, INFO, host, spoken=versions)
+    link = RouterLink(Place(address, address), INFO, host, spoken=versions)
     running = asyncio.create_task(link.run())
     try:
         yield host, link

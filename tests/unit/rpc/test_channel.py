@@ -1,8 +1,7 @@
 """Calls to several routers, and the key that each call shows."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc
@@ -10,81 +9,17 @@ import pytest
 from grpc import ChannelConnectivity as State
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from splitserve.core.config import ClientTls, TlsSettings
+from splitserve.core.config import ClientTls
 from splitserve.core.errors import ConfigError, PermissionDenied, Unauthenticated
 from splitserve.rpc.channel import Access, addresses, open_channel, open_sync_channel
 from splitserve.rpc.guard import bearer
-from splitserve.rpc.server import Server
-from splitserve.rpc.spread import next_of
+from splitserve.rpc.rota import next_of
 from splitserve.rpc.status import from_rpc_error
 from tests.certificates import Authority
+from tests.unit.rpc.counting import COUNTED, WITHIN_S, Started, echoed, once, twice
 
-WITHIN_S = 10.0
 DEAD = "127.0.0.1:1"
 REQUEST = health_pb2.HealthCheckRequest()
-COUNTED = "splitserve.test.Counted"
-
-
-class Counting:
-    """A server that counts its calls, under a service of its own so that the guard asks about it."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.calls = 0
-        self.keys: list[str | None] = []
-        handlers = {
-            "Once": grpc.unary_unary_rpc_method_handler(self._once, None, None),
-            "Echo": grpc.stream_stream_rpc_method_handler(self._echo, None, None),
-            "Twice": grpc.unary_stream_rpc_method_handler(self._twice, None, None),
-        }
-        server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(COUNTED, handlers),))
-
-    async def _once(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        self._count(context)
-        return request
-
-    async def _twice(self, request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
-        self._count(context)
-        for _ in range(2):
-            yield request
-
-    async def _echo(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
-        self._count(context)
-        async for request in requests:
-            yield request
-
-    def _count(self, context: grpc.aio.ServicerContext) -> None:
-        self.calls += 1
-        self.keys.append(bearer(context.invocation_metadata()))
-
-
-Started = Callable[..., Awaitable[Counting]]
-Call = Callable[[grpc.aio.Channel], Awaitable[object]]
-
-
-@pytest.fixture
-async def started() -> AsyncIterator[Started]:
-    async with AsyncExitStack() as stack:
-
-        async def start(
-            listen: str = "127.0.0.1:0",
-            tls: TlsSettings | None = None,
-            check: Callable[[str, str | None], None] | None = None,
-        ) -> Counting:
-            counting = Counting(Server(listen, 1, [], tls, check))
-            await counting.server.start()
-            stack.push_async_callback(counting.server.stop, 0)
-            return counting
-
-        yield start
-
-
-async def once(channel: grpc.aio.Channel) -> bytes:
-    return bytes(await channel.unary_unary(f"/{COUNTED}/Once")(b"x", timeout=WITHIN_S))
-
-
-async def twice(channel: grpc.aio.Channel) -> list[bytes]:
-    return [answer async for answer in channel.unary_stream(f"/{COUNTED}/Twice")(b"x", timeout=WITHIN_S)]
 
 
 # Several routers -----------------------------------------------------------------------------------------------------
@@ -116,18 +51,9 @@ async def test_calls_go_round_those_that_answer(started: Started) -> None:
     assert min(router.calls for router in routers) >= 8
 
 
-async def echoed(channel: grpc.aio.Channel) -> bytes:
-    call = channel.stream_stream(f"/{COUNTED}/Echo")(timeout=WITHIN_S)
-    await call.write(b"x")
-    answer = bytes(await call.read())
-    call.cancel()
-    return answer
-
-
 async def test_a_stream_of_requests_goes_to_one_that_is_connected(started: Started) -> None:
     routers = [await started(), await started()]
     async with open_channel(",".join([DEAD, *(router.server.address for router in routers)])) as channel:
-        await once(channel)
         for _ in range(10):
             assert await echoed(channel) == b"x"
     assert min(router.calls for router in routers) >= 2

@@ -25,6 +25,7 @@ from splitserve.core.request import (
     ToolMode,
     Usage,
 )
+from splitserve.core.versions import Versions
 from splitserve.core.worker import (
     DecodeJob,
     Delta,
@@ -79,7 +80,7 @@ CHAT = Chat(
     '{"enable_thinking": false}',
     True,
 )
-RANKS = tuple(KvPeer(f"u/{n}", "tcp://127.0.0.1:5", KvPart(2, 2, n, 1, n, 1, 2), "key") for n in (1, 2))
+RANKS = tuple(KvPeer(f"u/{n}", "tcp://127.0.0.1:5", KvPart(2, 2, n, 1, n, 1, 2), "key", Versions(3, 4)) for n in (1, 2))
 KV = KvFormat("print", "bfloat16", 128, 4, 2, 64, 65536, KvMode.PULL, "nixl")
 INFO = WorkerInfo(
     "u",
@@ -330,3 +331,9 @@ def test_a_worker_of_another_kind_is_refused_by_name(message: worker_pb2.WorkerI
 def test_a_job_of_no_kind_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"job\.kind"):
         convert.job_from_proto(worker_pb2.Job(job_id="j"))
+
+
+def test_a_rank_that_says_no_range_speaks_what_was_spoken_before_ranges_were_said() -> None:
+    said = convert.kv_peer_to_proto(RANKS[0])
+    said.ClearField("control")
+    assert convert.kv_peer_from_proto(said) == dataclasses.replace(RANKS[0], control=Versions(2, 2))

@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from splitserve.core.errors import JoinRefused
+from splitserve.core.versions import Versions
 from splitserve.core.worker import Pool
 from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2
 from splitserve.rpc.joining import joined
-from splitserve.rpc.protocol import SPOKEN, Versions, agreed
+from splitserve.rpc.protocol import SPOKEN, agreed
 from tests.unit.router.scripted import worker_info
 
 

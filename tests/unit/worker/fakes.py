@@ -29,6 +29,7 @@ from splitserve.core.worker import (
 from splitserve.engine.protocol import Engine, EngineInfo, EngineLoad, OnCached, OnDeltas, OnTransfer, uncached, unheard
 from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2, worker_pb2_grpc
+from splitserve.rpc.names import Resolve
 from splitserve.rpc.status import abort
 from splitserve.telemetry.metrics import WorkerMetrics
 from splitserve.worker.serve import Worker
@@ -216,7 +217,7 @@ class FakeRouter(worker_pb2_grpc.FleetServicer):
 async def router_at(address: str = "127.0.0.1:0") -> AsyncIterator[FakeRouter]:
     router, server = FakeRouter(), grpc.aio.server()
     worker_pb2_grpc.add_FleetServicer_to_server(router, server)  # type: ignore[no-untyped-call]
-    router.address = f"127.0.0.1:{server.add_insecure_port(address)}"
+    router.address = f"{address.rpartition(':')[0]}:{server.add_insecure_port(address)}"
     await server.start()
     try:
         yield router
@@ -227,17 +228,19 @@ async def router_at(address: str = "127.0.0.1:0") -> AsyncIterator[FakeRouter]:
 class Running:
     """A worker that runs beside the test."""
 
-    def __init__(self, engine: Engine, routers: Sequence[FakeRouter], model: ModelInfo) -> None:
+    def __init__(
+        self, engine: Engine, routers: Sequence[FakeRouter | str], model: ModelInfo, resolve: Resolve | None = None
+    ) -> None:
         self.registry = CollectorRegistry()
         config = WorkerConfig(
             pool=Pool.DECODE,
             name="w",
-            routers=[router.address for router in routers],
+            routers=[router if isinstance(router, str) else router.address for router in routers],
             engine=SimSettings(),
             kv_transfer=KvTransferSettings(quarantine_share=0.25),
         )
         self.ready: list[WorkerInfo] = []
-        self.worker = Worker(config, model, engine, WorkerMetrics(self.registry))
+        self.worker = Worker(config, model, engine, WorkerMetrics(self.registry), resolve=resolve)
         self.task = asyncio.create_task(self.worker.run(self.ready.append))
 
     async def exit_code(self) -> int:
@@ -246,8 +249,11 @@ class Running:
 
 
 @asynccontextmanager
-async def running(engine: Engine, routers: Sequence[FakeRouter], model: ModelInfo) -> AsyncIterator[Running]:
-    worker = Running(engine, routers, model)
+async def running(
+    engine: Engine, routers: Sequence[FakeRouter | str], model: ModelInfo, resolve: Resolve | None = None
+) -> AsyncIterator[Running]:
+    """`routers` may be names, which `resolve` knows."""
+    worker = Running(engine, routers, model, resolve)
     try:
         yield worker
     finally:

@@ -24,12 +24,13 @@ from splitserve.core.errors import (
 )
 from splitserve.core.model import ModelInfo
 from splitserve.core.request import FinishReason, SamplingParams
+from splitserve.core.versions import Versions
 from splitserve.core.worker import DecodeJob, Delta, Failure, KvCounts, Outcome, Pool, TransferEnd, TransferStats
 from splitserve.engine.protocol import EngineLoad
 from splitserve.engine.sim import SimEngine
 from splitserve.rpc import convert
 from splitserve.rpc.gen import worker_pb2
-from splitserve.rpc.protocol import SPOKEN, Versions
+from splitserve.rpc.protocol import SPOKEN
 from splitserve.worker import link
 from splitserve.worker.serve import DRAINED, ENGINE_STALL_S, QUARANTINED
 from tests.unit.peers import TICKET, peer

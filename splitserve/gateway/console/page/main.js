@@ -35,6 +35,7 @@ async function look() {
     told = await state(byId("router").value, MOST_REQUESTS);
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
+    if (error.status === 400) byId("router").value = ""; // the router that was chosen is gone: any other will do
     if (mine !== turn || !explain(error)) return; // until there is a key
   }
   if (mine !== turn) return;
