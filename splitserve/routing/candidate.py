@@ -35,8 +35,8 @@ class Candidate:
 
     @property
     def decodes(self) -> int:
-        """Sequences that are decoded there, or will be."""
-        return max(1, self.info.max_sequences - 1) - self.load.free_sequences
+        """Sequences that are decoded there, or will be. A worker may grant all, the one for prefills too."""
+        return max(0, max(1, self.info.max_sequences - 1) - self.load.free_sequences)
 
     @property
     def outlook(self) -> Outlook:

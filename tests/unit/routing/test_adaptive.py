@@ -71,6 +71,17 @@ def test_decodes_are_packed() -> None:
     assert chosen([worker("a", decodes=3), worker("b", decodes=9), worker("c")], EASY) == ("b", "c")
 
 
+def test_a_decode_pays_for_the_steps_that_it_shares_so_that_a_long_one_joins_many() -> None:
+    few_and_many = [worker("few", decodes=1), worker("many", decodes=9)]
+    alone = need(due=2.0, alone=True)
+    assert chosen(few_and_many, alone) == ("few", None)
+    assert chosen(few_and_many, replace(alone, output_tokens=1000)) == ("many", None)
+
+
+def test_a_worker_that_grants_the_sequence_for_prefills_too_has_no_decodes() -> None:
+    assert chosen([worker("a", decodes=-1), worker("b", decodes=-1)], EASY) == ("a", None)
+
+
 def test_a_worker_that_decodes_passes_on_what_it_reads_only_where_that_saves_more_than_the_hand_over() -> None:
     """A step takes a fifth longer on the one that reads: 10 ms for 100 tokens, a fifth of a second for 2,000."""
     fleet = [worker("a", decodes=9, reads_s=1.0), worker("b", decodes=3, slowdown=1.2)]
@@ -200,7 +211,7 @@ def test_what_was_predicted_is_said() -> None:
 workers = st.builds(
     worker,
     st.sampled_from("abcdefgh"),
-    decodes=st.integers(0, SEQUENCES - 1),
+    decodes=st.integers(-1, SEQUENCES - 1),
     reads_s=st.sampled_from([0.0, 0.1, 3.0]),
     slack_s=st.floats(-1.0, 3.0),
     tpot_s=st.sampled_from([0.001, 0.02, 0.1]),
@@ -257,7 +268,7 @@ OTHER_KV = replace(KV, dtype="bfloat16")
 mixed = st.builds(
     worker,
     st.sampled_from("abcdefgh"),
-    decodes=st.integers(0, SEQUENCES - 1),
+    decodes=st.integers(-1, SEQUENCES - 1),
     reads_s=st.sampled_from([0.0, 0.1, 3.0]),
     slack_s=st.floats(-1.0, 3.0),
     accepting=mostly(True, False),
