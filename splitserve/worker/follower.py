@@ -18,6 +18,7 @@ from splitserve.telemetry.logs import Logger
 from splitserve.worker.serve import DRAINED, KILLED
 
 STOP_AGAIN_S = 0.5
+ANSWER_S = 5.0
 
 OnStarted = Callable[[], None]
 
@@ -58,10 +59,15 @@ class Follower:
         self._logger.info("all nodes have joined; the ranks start", worker=uuid)
         ranks = asyncio.create_task(asyncio.to_thread(self._ranks.run, uuid, self._end, on_started))
         over = asyncio.create_task(asyncio.to_thread(self._end.over_within, None))
-        await asyncio.wait((ranks, over), return_when=asyncio.FIRST_COMPLETED)
-        if not over.done():  # perhaps because the leader is gone, which is heard of a moment later
-            await asyncio.wait((over,), timeout=VERDICT_S)
-        return await (self._end_with(ranks, over.result()) if over.done() else self._tell_of(ranks))
+        try:
+            await asyncio.wait((ranks, over), return_when=asyncio.FIRST_COMPLETED)
+            if not over.done():  # perhaps because the leader is gone, which is heard of a moment later
+                await asyncio.wait((over,), timeout=VERDICT_S)
+            if over.done():
+                return await self._end_with(ranks, over.result())
+            return await self._tell_of(ranks.result(), over)
+        finally:
+            await asyncio.to_thread(self._end.close)
 
     def unready(self) -> str:
         """Why this node is of no use now."""
@@ -75,10 +81,11 @@ class Follower:
             raise EngineError(f"nodes: {over.reason}")
         return DRAINED
 
-    async def _tell_of(self, ranks: "asyncio.Task[str]") -> int:
-        self._end.broke(ranks.result())
+    async def _tell_of(self, reason: str, over: "asyncio.Task[Over | None]") -> int:
+        self._end.broke(reason)
         await asyncio.to_thread(self._ranks.stop)
-        raise EngineError(f"nodes: {ranks.result()}; a worker's nodes end together")
+        await asyncio.wait((over,), timeout=ANSWER_S)  # that the leader has heard it
+        raise EngineError(f"nodes: {reason}; a worker's nodes end together")
 
     def _on_signal(self) -> None:
         if self._told_to_end:

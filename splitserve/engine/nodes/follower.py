@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
@@ -13,7 +13,7 @@ import zmq
 from splitserve.core.config import NodesSettings
 from splitserve.core.errors import ConfigError, EngineError
 from splitserve.engine.nodes.channel import BEAT_S, NEWS_S, events, prepare, where
-from splitserve.engine.nodes.messages import Alive, Broke, Join, Leaving, Over, Refused, ToNode, Waiting, Welcome
+from splitserve.engine.nodes.messages import Alive, Broke, Heard, Join, Leaving, Over, Refused, ToNode, Waiting, Welcome
 from splitserve.kv.bridge import FromConnector, Outbox, ToConnector, wait_any
 from splitserve.kv.curve import Keys
 from splitserve.telemetry.logs import Logger
@@ -131,9 +131,10 @@ class FollowerEnd:
         beat_at = 0.0
         while not self._outbox.closed:
             wait_any(socket, monitor, outbox=self._outbox, timeout_s=BEAT_S)
+            happened = list(events(monitor))  # before what was still said is heard
             while socket.poll(0):
                 self._hear(decoder.decode(socket.recv()))
-            self._look(monitor)
+            self._look(happened)
             now = time.monotonic()
             if now >= beat_at:
                 beat_at = now + BEAT_S
@@ -145,8 +146,8 @@ class FollowerEnd:
             self._send_all(socket)
         self._send_all(socket)
 
-    def _look(self, monitor: "zmq.Socket[bytes]") -> None:
-        for event, _ in events(monitor):
+    def _look(self, happened: Iterable[tuple[int, int]]) -> None:
+        for event, _ in happened:
             if event == zmq.EVENT_CONNECTED and self._why in (_UNREACHED, _LEFT):
                 self._why = "it was reached, and has not answered"
             elif event & _HANDSHAKE_FAILED:
@@ -164,6 +165,7 @@ class FollowerEnd:
             case Waiting():
                 self._why = f"it waits for node {', '.join(map(str, said.missing))} too"
             case Over():
+                self._outbox.put(Heard())
                 self._end(f"the worker ends: {said.reason}", failed=said.failed)
             case Welcome():
                 with self._changed:

@@ -18,14 +18,15 @@ import zmq
 from splitserve.core.config import NodesSettings
 from splitserve.core.errors import ConfigError, EngineError, SplitserveError
 from splitserve.engine.nodes.channel import BEAT_S, NEWS_S, events, prepare, where
-from splitserve.engine.nodes.messages import Alive, Broke, FromNode, Join, Leaving, Over, ToNode
-from splitserve.engine.nodes.roll import Roll
+from splitserve.engine.nodes.messages import Alive, Broke, FromNode, Heard, Join, Leaving, Over, ToNode
+from splitserve.engine.nodes.roll import Member, Roll
 from splitserve.kv.bridge import FromConnector, Outbox, wait_any
 from splitserve.kv.curve import Keys
 from splitserve.kv.host import numeric_host
 from splitserve.telemetry.logs import Logger
 
 CLOSE_S = 5.0
+GOODBYE_S = 2.0  # that nodes get to say that they have heard
 LEADER = "nodes.leader (--leader)"
 _HANDSHAKE_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
@@ -48,6 +49,7 @@ class LeaderEnd:
         self._why = ""  # why it does not listen yet
         self._closed = False
         self._over = Over("it ended", False)
+        self._heard: set[bytes] = set()  # who knows that it is over
         self._on_message: OnMessage = lambda message: None
         self._on_lost: OnLost = lambda sentence: None
         self._on_leaving: Callable[[], object] = lambda: None
@@ -164,24 +166,14 @@ class LeaderEnd:
         return False
 
     def _serve(self, socket: "zmq.Socket[bytes]") -> None:
-        decoder: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)
         monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED)
         beat_at = 0.0
         try:
             while not self._outbox.closed:
                 wait_any(socket, monitor, outbox=self._outbox, timeout_s=BEAT_S)
-                while socket.poll(0):
-                    identity, frame = socket.recv_multipart(copy=False)
-                    self._look(monitor)  # first what befell a former connection of this descriptor
-                    try:
-                        said = decoder.decode(frame.bytes)
-                    except msgspec.DecodeError as error:
-                        self._logger.warning("unreadable message of a node dropped", reason=str(error))
-                    else:
-                        self._hear(socket, identity.bytes, _connection(frame), said)
-                self._look(monitor)
+                self._hear_all(socket, monitor)
                 now = time.monotonic()
-                if (member := self._roll.silent(now)) is not None:
+                if (member := self._roll.silent(now)) is not None and self._roll.remove(member):
                     self._gone(member, f"it has said nothing for {self.settings.silent_s:g} s")
                 if now >= beat_at:
                     beat_at = now + BEAT_S
@@ -191,16 +183,39 @@ class LeaderEnd:
                 self._send_all(socket)
             self._outbox.put(self._over)
             self._send_all(socket)
+            until = time.monotonic() + GOODBYE_S
+            while (left := until - time.monotonic()) > 0 and not self._heard.issuperset(self._roll.identities):
+                wait_any(socket, monitor, outbox=self._outbox, timeout_s=left)
+                self._send_all(socket)
+                self._hear_all(socket, monitor)
         finally:
             socket.disable_monitor()
             monitor.close(0)
 
-    def _look(self, monitor: "zmq.Socket[bytes]") -> None:
+    def _hear_all(self, socket: "zmq.Socket[bytes]", monitor: "zmq.Socket[bytes]") -> None:
+        """What is said, and then who is gone: a node's last words come before its end."""
+        gone = self._disconnected(monitor)
+        while socket.poll(0):
+            identity, frame = socket.recv_multipart(copy=False)
+            gone += self._disconnected(monitor)  # before this descriptor becomes another node's
+            try:
+                said = _decoder.decode(frame.bytes)
+            except msgspec.DecodeError as error:
+                self._logger.warning("unreadable message of a node dropped", reason=str(error))
+            else:
+                self._hear(socket, identity.bytes, _connection(frame), said)
+        for member in gone:
+            if self._roll.remove(member):
+                self._gone(member, "its connection ended")
+
+    def _disconnected(self, monitor: "zmq.Socket[bytes]") -> list[Member]:
+        found: list[Member] = []
         for event, value in events(monitor):
             if event != zmq.EVENT_DISCONNECTED:
                 self._logger.warning("a node broke off the handshake: has it this worker's API key?")
-            elif (member := self._roll.disconnected(value)) is not None:
-                self._gone(member, "its connection ended")
+            elif (member := self._roll.by_connection(value)) is not None:
+                found.append(member)
+        return found
 
     def _hear(self, socket: "zmq.Socket[bytes]", identity: bytes, connection: int, said: FromNode) -> None:
         now = time.monotonic()
@@ -209,6 +224,8 @@ class LeaderEnd:
             self._join(socket, identity, connection, said, now)
         elif (member := self._roll.member(identity)) is None or isinstance(said, Alive):
             return
+        elif isinstance(said, Heard):
+            self._heard.add(identity)
         elif isinstance(said, Leaving):
             self._logger.info("a node was told to end", node=member.node, host=member.host)
             self._on_leaving()
@@ -246,6 +263,9 @@ class LeaderEnd:
         for frame in self._outbox.take():
             for identity in self._roll.identities:
                 socket.send_multipart([identity, frame])
+
+
+_decoder: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)
 
 
 def _connection(frame: zmq.Frame) -> int:

@@ -53,5 +53,9 @@ class Over(msgspec.Struct, tag="over", frozen=True):
     failed: bool
 
 
-FromNode = Join | Alive | Leaving | Broke | FromConnector
+class Heard(msgspec.Struct, tag="heard", frozen=True):
+    """That it is over. Before that the leader keeps the connection: closing it may undo what was just sent."""
+
+
+FromNode = Join | Heard | Alive | Leaving | Broke | FromConnector
 ToNode = Waiting | Welcome | Refused | Alive | Over | Connect | HandOver

@@ -50,8 +50,8 @@ class Roll:
             self.refused = f"node {said.node} ({said.host}) was refused: {refused.field}: {refused.message}"
             return [(identity, refused)]
         before = self._members.get(said.node)
-        member = Member(said.node, said.process, said.host, identity, connection, now)
-        self._members[said.node] = member
+        if before is None or before.identity != identity:
+            self._members[said.node] = Member(said.node, said.process, said.host, identity, connection, now)
         if self.complete:
             return [(identity, Welcome(self._uuid))]  # said before, and asked again meanwhile
         replies: list[tuple[bytes, ToNode]] = []
@@ -72,17 +72,20 @@ class Roll:
         if (member := self.member(identity)) is not None:
             member.heard_at = now
 
-    def disconnected(self, connection: int) -> Member | None:
-        """Who spoke by this connection is gone."""
-        return self._gone([each for each in self._members.values() if each.connection == connection])
+    def by_connection(self, connection: int) -> Member | None:
+        """Who speaks by it."""
+        return next((each for each in self._members.values() if each.connection == connection), None)
 
     def silent(self, now: float) -> Member | None:
-        return self._gone([each for each in self._members.values() if now - each.heard_at > self._silent_s])
+        """One that has said nothing for too long."""
+        return next((each for each in self._members.values() if now - each.heard_at > self._silent_s), None)
 
-    def _gone(self, members: Sequence[Member]) -> Member | None:
-        for member in members:
-            del self._members[member.node]
-        return members[0] if members else None
+    def remove(self, member: Member) -> bool:
+        """It is gone; False if another process has taken its place."""
+        if self._members.get(member.node) is not member:
+            return False
+        del self._members[member.node]
+        return True
 
     def _fault(self, said: Join) -> Refused | None:
         if not 0 < said.node < self._count:

@@ -6,6 +6,7 @@ killed, not asked.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions, version
 
 from splitserve import __version__
@@ -63,6 +64,7 @@ def alike(model: ModelInfo, config: WorkerConfig, step_cost: StepCost | None) ->
     return said | {f"kv_transfer.{name}": str(value) for name, value in transfer.items()}
 
 
+@cache
 def _version(package: str) -> str:
     """Of whatever distribution holds it: vLLM's builds for other devices have names of their own."""
     return ", ".join(f"{name} {version(name)}" for name in packages_distributions()[package])
