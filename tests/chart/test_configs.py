@@ -195,7 +195,7 @@ def test_options_of_a_pool_go_over_those_of_all(chart: Chart) -> None:
 
 
 def test_pods_of_one_worker_find_their_place_in_what_leader_worker_set_says(
-    rendered: dict[str, list[Document]], monkeypatch: pytest.MonkeyPatch
+    rendered: dict[str, list[Document]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its webhook puts these variables before all others."""
     group = one(rendered["spanning"], "LeaderWorkerSet", "decode")["spec"]["leaderWorkerTemplate"]
@@ -213,13 +213,10 @@ def test_pods_of_one_worker_find_their_place_in_what_leader_worker_set_says(
         return 0
 
     monkeypatch.setattr(build, "run_worker", run)
-    (file,) = [each["data"]["worker.yaml"] for each in [one(rendered["spanning"], "ConfigMap", "decode")]]
-    with CliRunner().isolated_filesystem():
-        Path("worker.yaml").write_text(file)
-        options = [
-            each if "=" not in each or "--name" in each else "--config=worker.yaml" for each in container["args"]
-        ]
-        result = CliRunner(env=variables).invoke(app, options, catch_exceptions=False)
+    file = tmp_path / "worker.yaml"
+    file.write_text(one(rendered["spanning"], "ConfigMap", "decode")["data"]["worker.yaml"])
+    options = [each.replace("/etc/splitserve/config/worker.yaml", str(file)) for each in container["args"]]
+    result = CliRunner(env=variables).invoke(app, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     (config,) = started
     check_spread(config)

@@ -48,6 +48,7 @@ class LeaderEnd:
         self._fault: SplitserveError | None = None  # why no node can join
         self._why = ""  # why it does not listen yet
         self._closed = False
+        self._warn_at = 0.0
         self._over = Over("it ended", False)
         self._heard: set[bytes] = set()  # who knows that it is over
         self._on_message: OnMessage = lambda message: None
@@ -196,14 +197,14 @@ class LeaderEnd:
         """What is said, and then who is gone: a node's last words come before its end."""
         gone = self._disconnected(monitor)
         while socket.poll(0):
-            identity, frame = socket.recv_multipart(copy=False)
+            identity, *frames = socket.recv_multipart(copy=False)
             gone += self._disconnected(monitor)  # before this descriptor becomes another node's
             try:
-                said = _decoder.decode(frame.bytes)
+                said = _decoder.decode(b"".join(frame.bytes for frame in frames))
             except msgspec.DecodeError as error:
-                self._logger.warning("unreadable message of a node dropped", reason=str(error))
+                self._warn("unreadable message of a node dropped", str(error))
             else:
-                self._hear(socket, identity.bytes, _connection(frame), said)
+                self._hear(socket, identity.bytes, _connection(identity), said)
         for member in gone:
             if self._roll.remove(member):
                 self._gone(member, "its connection ended")
@@ -212,7 +213,7 @@ class LeaderEnd:
         found: list[Member] = []
         for event, value in events(monitor):
             if event != zmq.EVENT_DISCONNECTED:
-                self._logger.warning("a node broke off the handshake: has it this worker's API key?")
+                self._warn("somebody was not let in", "a node must have this worker's API key")
             elif (member := self._roll.by_connection(value)) is not None:
                 found.append(member)
         return found
@@ -243,6 +244,13 @@ class LeaderEnd:
             self._logger.warning("node refused", reason=self._roll.refused)
         for to, reply in replies:
             socket.send_multipart([to, msgspec.msgpack.encode(reply)])
+
+    def _warn(self, event: str, reason: str) -> None:
+        """Of what strangers may bring about as often as they like."""
+        now = time.monotonic()
+        if now >= self._warn_at:
+            self._warn_at = now + NEWS_S
+            self._logger.warning(event, reason=reason)
 
     def _gone(self, member: object, why: str) -> None:
         if self._roll.complete:

@@ -145,6 +145,8 @@ class VllmEngine:
         self._loras = lora_requests(self._settings.loras)
         if self._nodes is not None:
             self._nodes.listen(self._connector.hear, lambda lost: end_processes())
+            if lost := self._nodes.lost_within(0):
+                raise EngineError(lost)
         self._runner: Runner = start_runner(
             arguments,
             in_process,

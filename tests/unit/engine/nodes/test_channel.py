@@ -119,6 +119,7 @@ def test_garbage_is_dropped(settings: NodesSettings) -> None:
         stranger.connect(f"tcp://127.0.0.1:{settings.port}")
         for frame in (b"", b"\x00\xff", msgspec.msgpack.encode({"type": "join", "node": "one"}), b"\xc1" * 1000):
             stranger.send(frame)
+        stranger.send_multipart([b"", b"x", msgspec.msgpack.encode(Free(1))])
         stranger.send(msgspec.msgpack.encode(Free(1)))  # by who has not joined
         with follower_of(settings) as node:
             assert node.join() == "uuid"
