@@ -1,5 +1,8 @@
 """Who has joined a worker: time and connections are arguments."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import pytest
 
 from splitserve.engine.nodes.messages import Join, Refused, ToNode, Waiting, Welcome
@@ -14,10 +17,12 @@ def roll() -> Roll:
     return Roll(3, "uuid", ALIKE, SILENT_S)
 
 
-def joined(roll: Roll, node: int, process: str = "", now: float = 0.0, **changes: str) -> dict[bytes, ToNode]:
+def joined(
+    roll: Roll, node: int, process: str = "", now: float = 0.0, changes: Mapping[str, str] = MappingProxyType({})
+) -> dict[bytes, ToNode]:
     """What is said to whom; a process has one connection, which is also its identity."""
     process = process or f"p{node}"
-    said = Join(node, process, f"host-{node}", ALIKE | changes)
+    said = Join(node, process, f"host-{node}", {**ALIKE, **changes})
     replies = roll.join(process.encode(), int.from_bytes(process.encode()), said, now)
     return dict(replies)
 
@@ -42,7 +47,7 @@ def test_a_rank_that_there_is_not_is_refused(roll: Roll, node: int) -> None:
 
 
 def test_a_node_with_another_setting_is_refused_by_its_name(roll: Roll) -> None:
-    (refused,) = joined(roll, 1, **{"engine.max_model_len": "512"}).values()
+    (refused,) = joined(roll, 1, changes={"engine.max_model_len": "512"}).values()
     sentence = "it is 512 on node 1 and 1024 on node 0; give all nodes of a worker the same"
     assert refused == Refused("engine.max_model_len", sentence)
     assert "node 1 (host-1) was refused: engine.max_model_len" in roll.refused
@@ -50,7 +55,7 @@ def test_a_node_with_another_setting_is_refused_by_its_name(roll: Roll) -> None:
 
 
 def test_a_setting_that_only_one_side_knows_differs(roll: Roll) -> None:
-    (refused,) = joined(roll, 1, **{"kv_transfer.new": "1"}).values()
+    (refused,) = joined(roll, 1, changes={"kv_transfer.new": "1"}).values()
     assert isinstance(refused, Refused)
     assert refused.field == "kv_transfer.new"
 

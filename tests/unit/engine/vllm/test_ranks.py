@@ -12,6 +12,7 @@ from splitserve.core.worker import StepCost
 from splitserve.engine.vllm import arguments
 from splitserve.engine.vllm.ranks import alike, check_spread
 
+STEP_COST = StepCost(0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, stages=1)
 NODES = {"count": 2, "leader": "10.0.0.5"}
 
 
@@ -63,7 +64,7 @@ def test_nodes_have_in_common_all_but_what_is_a_machines_own() -> None:
         "engine.max_num_seqs": of(engine={"max_num_seqs": 8}),
         "engine.extra": of(engine={"extra": {"seed": 1}}),
         "engine.tensor_parallel_size": of(engine={"tensor_parallel_size": 4}),
-        "engine.profile": of(StepCost(*[0.1] * 11, stages=1)),
+        "engine.profile": of(STEP_COST),
         "kv_transfer.lease_s": of(kv_transfer={"lease_s": 7}),
     }.items():
         assert {name for name in leaders if leaders[name] != other[name]} == {field}
