@@ -117,9 +117,10 @@ class Outbox:
         os.eventfd_write(self.bell, 1)
 
     def take(self) -> Iterator[bytes]:
+        """What there is now; for what is put meanwhile the bell rings again."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.bell)
-        while self._frames:
+        for _ in range(len(self._frames)):
             yield self._frames.popleft()
 
 

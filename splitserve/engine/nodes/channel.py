@@ -19,6 +19,7 @@ BEAT_S = 1.0
 NEWS_S = 10.0  # how often a node that waits says so
 VERDICT_S = 2.0  # vLLM may notice before we do that a node is gone: its own errors wait so long for the reason
 LINGER_MS = 500
+MOST_AT_ONCE = 1000  # messages heard before the rest has its turn
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 HANDSHAKE_MS = 10_000
 

@@ -12,7 +12,7 @@ import zmq
 
 from splitserve.core.config import NodesSettings
 from splitserve.core.errors import ConfigError, EngineError
-from splitserve.engine.nodes.channel import BEAT_S, NEWS_S, events, prepare, where
+from splitserve.engine.nodes.channel import BEAT_S, MOST_AT_ONCE, NEWS_S, events, prepare, where
 from splitserve.engine.nodes.messages import Alive, Broke, Heard, Join, Leaving, Over, Refused, ToNode, Waiting, Welcome
 from splitserve.kv.bridge import FromConnector, Outbox, ToConnector, wait_any
 from splitserve.kv.curve import Keys
@@ -132,7 +132,9 @@ class FollowerEnd:
         while not self._outbox.closed:
             wait_any(socket, monitor, outbox=self._outbox, timeout_s=BEAT_S)
             happened = list(events(monitor))  # before what was still said is heard
-            while socket.poll(0):
+            for _ in range(MOST_AT_ONCE):
+                if not socket.poll(0):
+                    break
                 self._hear(decoder.decode(socket.recv()))
             self._look(happened)
             now = time.monotonic()

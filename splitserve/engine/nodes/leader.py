@@ -17,7 +17,7 @@ import zmq
 
 from splitserve.core.config import NodesSettings
 from splitserve.core.errors import ConfigError, EngineError, SplitserveError
-from splitserve.engine.nodes.channel import BEAT_S, NEWS_S, events, prepare, where
+from splitserve.engine.nodes.channel import BEAT_S, MOST_AT_ONCE, NEWS_S, events, prepare, where
 from splitserve.engine.nodes.messages import Alive, Broke, FromNode, Heard, Join, Leaving, Over, ToNode
 from splitserve.engine.nodes.roll import Member, Roll
 from splitserve.kv.bridge import FromConnector, Outbox, wait_any
@@ -196,7 +196,9 @@ class LeaderEnd:
     def _hear_all(self, socket: "zmq.Socket[bytes]", monitor: "zmq.Socket[bytes]") -> None:
         """What is said, and then who is gone: a node's last words come before its end."""
         gone = self._disconnected(monitor)
-        while socket.poll(0):
+        for _ in range(MOST_AT_ONCE):
+            if not socket.poll(0):
+                break
             identity, *frames = socket.recv_multipart(copy=False)
             gone += self._disconnected(monitor)  # before this descriptor becomes another node's
             try:

@@ -172,6 +172,7 @@ def test_nodes_that_have_much_to_say_hear_it_too(settings: NodesSettings) -> Non
             while follower.over_within(0) is None:
                 follower.tell(Free(1))
                 said.set()
+                time.sleep(0.0005)
 
         telling = threading.Thread(target=say)
         telling.start()
