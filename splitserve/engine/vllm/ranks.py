@@ -12,6 +12,7 @@ from importlib.metadata import packages_distributions, version
 from splitserve import __version__
 from splitserve.core.config import KvTransferSettings, NodesSettings, VllmSettings, WorkerConfig
 from splitserve.core.errors import ConfigError
+from splitserve.core.exposure import is_loopback
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import KvMode, StepCost
 from splitserve.engine.nodes.follower import FollowerEnd
@@ -46,6 +47,11 @@ def check_spread(config: WorkerConfig) -> None:
         )
     if int(engine.extra.get("data_parallel_size", 1)) != 1:
         raise ConfigError("engine.extra.data_parallel_size", "is 1 for a worker that spans nodes; run more workers")
+    if is_loopback(f"{config.kv_transfer.host}:0") and not is_loopback(f"{nodes.leader}:0"):
+        raise ConfigError(
+            "kv_transfer.host (--kv-host)",
+            f"{config.kv_transfer.host} is not reached by the worker's other nodes; say this machine's own address",
+        )
 
 
 def alike(model: ModelInfo, config: WorkerConfig, step_cost: StepCost | None) -> Mapping[str, str]:

@@ -19,7 +19,9 @@ NODES = {"count": 2, "leader": "10.0.0.5"}
 def config(rank: int = 0, **said: Any) -> WorkerConfig:
     engine = {"tensor_parallel_size": 2, **said.pop("engine", {})}
     nodes = {**NODES, "rank": rank, **said.pop("nodes", {})}
-    return WorkerConfig.model_validate({"pool": "decode", "nodes": nodes, "engine": engine, **said})
+    transfer = {"host": "10.0.0.6", **said.pop("kv_transfer", {})}
+    whole = {"pool": "decode", "nodes": nodes, "engine": engine, "kv_transfer": transfer, **said}
+    return WorkerConfig.model_validate(whole)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,7 @@ def config(rank: int = 0, **said: Any) -> WorkerConfig:
         ({"engine": {"tensor_parallel_size": 1}}, "nodes.count", "2 nodes can't share 1 ranks"),
         ({"nodes": {"count": 4}, "engine": {"pipeline_parallel_size": 3}}, "nodes.count", "can't share 6 ranks"),
         ({"kv_transfer": {"mode": "pull"}}, "kv_transfer.mode", "use push"),
+        ({"kv_transfer": {"host": "127.0.0.1"}}, "kv_transfer.host", "other nodes; say this machine's own address"),
         ({"engine": {"extra": {"nnodes": 2}}}, "engine.extra.nnodes", "leave it out"),
         ({"engine": {"extra": {"distributed_executor_backend": "ray"}}}, "engine.extra.distributed", "leave it out"),
         ({"engine": {"extra": {"data_parallel_size": 2}}}, "engine.extra.data_parallel_size", "run more workers"),
@@ -48,6 +51,7 @@ def test_a_simulated_worker_is_one_process() -> None:
 
 def test_what_one_machine_may_have_is_not_looked_at() -> None:
     check_spread(WorkerConfig.model_validate({"pool": "decode", "kv_transfer": {"mode": "pull"}}))
+    check_spread(config(nodes={"leader": "127.0.0.1"}, kv_transfer={"host": "127.0.0.2"}))
     check_spread(config(engine={"tensor_parallel_size": 2, "pipeline_parallel_size": 3}))
 
 
@@ -58,7 +62,7 @@ def test_nodes_have_in_common_all_but_what_is_a_machines_own() -> None:
         return dict(alike(model, config(**said), step_cost))
 
     leaders = of()
-    own = {"host": "10.0.0.6", "buffer": "host"}
+    own = {"host": "10.0.0.9", "buffer": "host"}
     assert of(rank=1, kv_transfer=own, routers=["10.0.0.9:1"], cpu_core=1, engine={"profile": "here.json"}) == leaders
     for field, other in {
         "engine.max_num_seqs": of(engine={"max_num_seqs": 8}),
