@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from splitserve.cli.nodes import all_joined, follow, leader_end
 from splitserve.cli.process import end_with_parent, say_ready
 from splitserve.cli.talk import API_KEY_VARIABLE
 from splitserve.core.collecting import collect_rarely
@@ -24,7 +25,9 @@ from splitserve.core.exposure import check_router, check_worker
 from splitserve.core.files import Watched
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import WorkerInfo
+from splitserve.engine.nodes.leader import LeaderEnd
 from splitserve.engine.protocol import Engine
+from splitserve.engine.vllm.ranks import check_spread
 from splitserve.latency.catalog import costs
 from splitserve.latency.gpus import gpu
 from splitserve.latency.model import LatencyModel
@@ -39,7 +42,7 @@ from splitserve.telemetry.health import Probes, loop_fault
 from splitserve.telemetry.http import WatchServer
 from splitserve.telemetry.metrics import RouterMetrics, WorkerMetrics
 from splitserve.telemetry.traces import tracing
-from splitserve.worker.serve import Worker, serve
+from splitserve.worker.serve import DRAINED, Worker, serve
 
 DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
 
@@ -115,16 +118,31 @@ async def run_worker(config: WorkerConfig, ready_fd: int | None, parent: int | N
     served = metrics_served(config.metrics, registry, config.metrics_tls, "metrics_tls", probes)
     with served as metrics, tracing("splitserve-worker") as tracer:
         bound = config.model_copy(update={"metrics": metrics or None})
+        if config.nodes.count > 1:
+            check_vllm()
+            check_spread(config)
+        if config.nodes.rank:
+            probes.live = partial(loop_fault, loop)
+            facts = {"role": "node", "node": config.nodes.rank, "pid": os.getpid(), "metrics": metrics}
+            key = router_access(bound).api_key
+            return await follow(bound, model, key, probes, lambda: say_ready(ready_fd, facts))
 
         def on_ready(info: WorkerInfo) -> None:
             collect_rarely()
             facts = {"role": str(info.pool), "name": info.name, "uuid": info.uuid}
             say_ready(ready_fd, {**facts, "address": info.kv_peers[0].endpoint, "metrics": metrics})
 
-        engine = build_engine(bound, model, uuid4().hex)
-        worker = Worker(bound, model, engine, WorkerMetrics(registry), partial(router_access, bound), tracer)
-        probes.live, probes.ready = lambda: loop_fault(loop) or worker.engine_fault(), worker.unready
-        return await serve(worker, on_ready)
+        uuid = uuid4().hex
+        with leader_end(bound, model, uuid, router_access(bound).api_key) as nodes:
+            engine = build_engine(bound, model, uuid, nodes)
+            worker = Worker(bound, model, engine, WorkerMetrics(registry), partial(router_access, bound), tracer)
+            probes.live, probes.ready = lambda: loop_fault(loop) or worker.engine_fault(), worker.unready
+            if nodes is not None:
+                probes.ready = lambda: nodes.waits or worker.unready()
+                nodes.on_leaving(partial(loop.call_soon_threadsafe, worker.drain))
+                if not await all_joined(nodes):
+                    return DRAINED
+            return await serve(worker, on_ready)
 
 
 def router_access(config: WorkerConfig) -> Access:
@@ -140,22 +158,27 @@ def router_access(config: WorkerConfig) -> Access:
     return Access(config.router_tls, key)
 
 
-def build_engine(config: WorkerConfig, model: ModelInfo, worker_uuid: str) -> Engine:
+def build_engine(config: WorkerConfig, model: ModelInfo, worker_uuid: str, nodes: LeaderEnd | None = None) -> Engine:
     """Not started yet. Raises ConfigError for vLLM without its extra installed."""
     if config.engine.kind == "sim":
         from splitserve.engine.sim import SimEngine
 
         return SimEngine(model, config.engine, config.kv_transfer, worker_uuid, _latency(config.engine.latency))
+    check_vllm()
+    from splitserve.engine.vllm import VllmEngine
+
+    profile = config.engine.profile
+    latency = read_profile(profile).latency() if profile is not None else None
+    return VllmEngine(model, config.engine, config.kv_transfer, worker_uuid, config.cpu_core, latency, nodes)
+
+
+def check_vllm() -> None:
+    """Raises ConfigError where it is not installed."""
     if find_spec("vllm") is None or find_spec("torch") is None:
         raise ConfigError(
             "engine",
             "vLLM is not installed: pip install 'splitserve[vllm]', or simulate it with kind: sim (--engine sim)",
         )
-    from splitserve.engine.vllm import VllmEngine
-
-    profile = config.engine.profile
-    latency = read_profile(profile).latency() if profile is not None else None
-    return VllmEngine(model, config.engine, config.kv_transfer, worker_uuid, config.cpu_core, latency)
 
 
 def _planned(file: str | None) -> Planned | None:

@@ -40,6 +40,7 @@ app = typer.Typer(
 ReadyFd = Annotated[int | None, typer.Option(hidden=True)]
 Parent = Annotated[int | None, typer.Option(hidden=True)]
 SECURITY = "Security"
+NODES = "A worker that spans machines"
 Insecure = Annotated[
     bool,
     typer.Option(
@@ -198,6 +199,30 @@ def worker(
             help="This machine's address at which workers on other machines reach its KV. [127.0.0.1: none do]",
         ),
     ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            envvar="SPLITSERVE_NODES",
+            rich_help_panel=NODES,
+            help="Machines that its engine spans, with one such process on each. [1]",
+        ),
+    ] = None,
+    node_rank: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            envvar="SPLITSERVE_NODE_RANK",
+            rich_help_panel=NODES,
+            help="Which of them this is; node 0 joins the routers and serves. [0]",
+        ),
+    ] = None,
+    leader: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SPLITSERVE_LEADER", rich_help_panel=NODES, help="Node 0's host, as it and the others reach it."
+        ),
+    ] = None,
     metrics: Annotated[
         str | None, typer.Option(help="Prometheus address, host:port; /livez and /readyz are there too.")
     ] = None,
@@ -216,7 +241,11 @@ def worker(
     ready_fd: ReadyFd = None,
     parent: Parent = None,
 ) -> None:
-    """Run one worker process: it loads the model, warms up and joins its routers."""
+    """Run one worker process: it loads the model, warms up and joins its routers.
+
+    Where one machine does not hold the model, run it on several with the same file: `--nodes 2 --leader 10.0.0.7`, and
+    `--node-rank 0` and `1`.
+    """
     import uvloop
 
     from splitserve.cli.build import run_worker
@@ -231,6 +260,7 @@ def worker(
         routers=router or None,
         name=name,
         kv_transfer={"host": kv_host} if kv_host else None,
+        nodes=_said(count=nodes, rank=node_rank, leader=leader),
         metrics=metrics,
         router_tls=_files(ca=ca, certificate=cert, key=key),
         api_key_file=str(api_key_file) if api_key_file else None,
@@ -242,6 +272,11 @@ def worker(
 def _files(**said: Path | None) -> dict[str, str] | None:
     """What options say of one section of files; None if they say nothing."""
     return {name: str(file) for name, file in said.items() if file is not None} or None
+
+
+def _said(**options: object) -> dict[str, object] | None:
+    """What options say of one section; None if they say nothing."""
+    return {name: value for name, value in options.items() if value is not None} or None
 
 
 def _settings(kind: type[SettingsT], file: Path | None, **options: object) -> SettingsT:

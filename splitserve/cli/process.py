@@ -4,33 +4,14 @@ Runs in the child. The parent's side is `supervisor.py`.
 """
 
 import asyncio
-import ctypes
 import json
 import os
 import signal
-import sys
-import threading
-import time
 from collections.abc import Mapping
 
-_PR_SET_PDEATHSIG = 1
-_PARENT_CHECK_S = 1.0
+from splitserve.core.parent import end_with_parent
 
-
-def end_with_parent(parent: int) -> None:
-    """This process is killed when `parent` ends, however it ends. The kernel does it on Linux, a thread elsewhere."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    else:
-        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # it ended before we asked
-        os._exit(1)
-
-
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_PARENT_CHECK_S)
-    os._exit(1)
+__all__ = ["end_with_parent", "say_ready", "stop_signals"]
 
 
 def say_ready(fd: int | None, facts: Mapping[str, object]) -> None:

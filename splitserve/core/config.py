@@ -195,6 +195,30 @@ class ClientTls(Settings):
         return self
 
 
+class NodesSettings(Settings):
+    """The machines of one worker, where its engine spans several: one process on each. Node 0 leads: it joins routers
+    and serves. The others hold their ranks and end with it."""
+
+    count: Count = Field(1, description="machines; each holds as many of the engine's ranks")
+    rank: int = Field(0, ge=0, description="which of them this one is; node 0 leads")
+    leader: str | None = Field(None, description="node 0's host, as it and the others reach it")
+    port: int = Field(
+        29600, ge=1, le=65534, description="node 0 listens here, and the engine's ranks meet at the next; same on all"
+    )
+    wait_s: Seconds = Field(600.0, description="how long a node waits for the others, before any loads the model")
+    silent_s: Seconds = Field(
+        10.0, description="a node that says nothing for so long is gone; above it a busy GIL is not"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.rank >= self.count:
+            raise ValueError(f"rank {self.rank} is none of {self.count} nodes; they count from 0 to {self.count - 1}")
+        if self.count > 1 and self.leader is None:
+            raise ValueError("leader is not said; every node must know node 0's host (--leader)")
+        return self
+
+
 class WorkerConfig(Settings):
     """One worker process."""
 
@@ -211,6 +235,7 @@ class WorkerConfig(Settings):
     )
     engine: EngineSettings = Field(default_factory=VllmSettings)
     kv_transfer: KvTransferSettings = Field(default_factory=KvTransferSettings)
+    nodes: NodesSettings = Field(default_factory=NodesSettings)
     router_tls: ClientTls | None = Field(None, description="TLS towards the routers; none unless said")
     api_key_file: str | None = Field(
         None, description="file: the API key for the routers, of scope worker; default: $SPLITSERVE_API_KEY, or none"

@@ -22,6 +22,13 @@ def check_worker(config: WorkerConfig) -> None:
     check_address("metrics", config.metrics, {"metrics_tls": config.metrics_tls is not None}, config.insecure)
 
 
+def check_leader(config: WorkerConfig, key: str | None) -> None:
+    """Raises ConfigError if node 0 would take strangers for nodes of its. `key`: the worker's API key."""
+    nodes = config.nodes
+    if nodes.count > 1:
+        check_address("nodes.leader", f"{nodes.leader}:{nodes.port}", {"an API key": bool(key)}, config.insecure)
+
+
 def check_address(setting: str, address: str | None, guarded: dict[str, bool], insecure: bool) -> None:
     """`guarded`: each setting that must be said for an address which others can reach, and whether it is."""
     missing = [name for name, said in guarded.items() if not said]

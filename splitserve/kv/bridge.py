@@ -3,6 +3,7 @@
 vLLM constructs the connector itself, once in the scheduler's process and once per rank, and offers no way back. So the
 adapter listens on a ZeroMQ socket in a private directory and names it in the connector's configuration; each half
 connects to it. Messages are msgspec; each socket is used by one thread. The adapter's side runs on a thread of its own.
+Where the engine spans machines, each has such a socket, and `engine/nodes` carries what it hears to node 0's adapter.
 """
 
 import contextlib
@@ -98,7 +99,7 @@ ToConnector = Connect | HandOver
 OnMessage = Callable[[FromConnector], None]
 
 
-class _Outbox:
+class Outbox:
     """What a socket's thread is to send. `put` may be called by any thread and rings the bell that the socket's thread
     polls; a closed one takes nothing more."""
 
@@ -107,7 +108,7 @@ class _Outbox:
         self.closed = False
         self._frames: deque[bytes] = deque()
 
-    def put(self, message: FromConnector | ToConnector) -> None:
+    def put(self, message: msgspec.Struct) -> None:
         self._frames.append(msgspec.msgpack.encode(message))
         os.eventfd_write(self.bell, 1)
 
@@ -116,9 +117,10 @@ class _Outbox:
         os.eventfd_write(self.bell, 1)
 
     def take(self) -> Iterator[bytes]:
+        """What there is now; for what is put meanwhile the bell rings again."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.bell)
-        while self._frames:
+        for _ in range(len(self._frames)):
             yield self._frames.popleft()
 
 
@@ -129,7 +131,7 @@ class AdapterEnd:
         self._directory = tempfile.TemporaryDirectory(prefix="splitserve-")
         self.address = self.beside("bridge")
         self._on_message = on_message
-        self._outbox = _Outbox()
+        self._outbox = Outbox()
         self._thread = threading.Thread(target=self._run, name="kv-bridge", daemon=True)
         self._thread.start()
 
@@ -152,7 +154,7 @@ class AdapterEnd:
             socket.linger = 0
             socket.bind(self.address)
             while not self._outbox.closed:
-                _wait(socket, self._outbox)
+                wait_any(socket, outbox=self._outbox)
                 while socket.poll(0):
                     half, payload = socket.recv_multipart()
                     halves.add(half)
@@ -173,7 +175,7 @@ class ConnectorEnd:
         self._on_message = on_message
         self._report = report
         self._report_at = 0.0
-        self._outbox = _Outbox()
+        self._outbox = Outbox()
         self._thread = threading.Thread(target=self._run, name="kv-bridge", daemon=True)
         self._thread.start()
 
@@ -190,7 +192,7 @@ class ConnectorEnd:
             socket.linger = LINGER_MS
             socket.connect(self._address)
             while not self._outbox.closed:
-                _wait(socket, self._outbox, None if self._report is None else REPORT_S)
+                wait_any(socket, outbox=self._outbox, timeout_s=None if self._report is None else REPORT_S)
                 while socket.poll(0):
                     self._on_message(decoder.decode(socket.recv()))
                 self._report_if_due(time.monotonic())
@@ -203,9 +205,10 @@ class ConnectorEnd:
             self._report()
 
 
-def _wait(socket: "zmq.Socket[bytes]", outbox: _Outbox, timeout_s: float | None = None) -> None:
+def wait_any(*sockets: "zmq.Socket[bytes]", outbox: Outbox, timeout_s: float | None = None) -> None:
     """Until there is something to hear or to tell."""
     poller = zmq.Poller()
-    poller.register(socket, zmq.POLLIN)
+    for socket in sockets:
+        poller.register(socket, zmq.POLLIN)
     poller.register(outbox.bell, zmq.POLLIN)
     poller.poll(None if timeout_s is None else int(timeout_s * 1000))

@@ -1,17 +1,22 @@
 """What pods are started with is what splitserve takes: files by its own parsers, options by its own command line; and
 what they name (addresses, files, certificates) is what the chart makes."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
 import yaml
 from typer.core import TyperGroup
+from typer.testing import CliRunner
 
+from splitserve.cli import build
 from splitserve.cli.main import app
 from splitserve.core.config import RouterConfig, Settings, WorkerConfig, parse
-from splitserve.core.exposure import check_router, check_worker
+from splitserve.core.exposure import check_leader, check_router, check_worker
+from splitserve.engine.vllm.ranks import check_spread
 from splitserve.gateway.config import GatewayConfig
 from tests.chart.tools import NAMESPACE, Chart, Document, containers, merged, one, pod_templates
 from tests.chart.variants import VARIANTS
@@ -208,6 +213,38 @@ def test_options_of_a_pool_go_over_those_of_all(chart: Chart) -> None:
     assert decode["template"]["spec"]["tolerations"] == [{"key": "gpu"}]
 
 
+def test_pods_of_one_worker_find_their_place_in_what_leader_worker_set_says(
+    rendered: dict[str, list[Document]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its webhook puts these variables before all others."""
+    group = one(rendered["spanning"], "LeaderWorkerSet", "decode")["spec"]["leaderWorkerTemplate"]
+    container = group["workerTemplate"]["spec"]["containers"][0]
+    of_the_set = {"LWS_LEADER_ADDRESS": "try-splitserve-decode-0.sets.serving", "LWS_GROUP_SIZE": "2"}
+    of_the_set |= {"LWS_WORKER_INDEX": "1"}
+    variables = dict(of_the_set)
+    for each in container["env"]:
+        value = each.get("value", "10.0.0.7")
+        variables[each["name"]] = re.sub(r"\$\((\w+)\)", lambda name: variables[name[1]], value)
+    started: list[WorkerConfig] = []
+
+    async def run(config: WorkerConfig, *_: object) -> int:
+        started.append(config)
+        return 0
+
+    monkeypatch.setattr(build, "run_worker", run)
+    file = tmp_path / "worker.yaml"
+    file.write_text(one(rendered["spanning"], "ConfigMap", "decode")["data"]["worker.yaml"])
+    options = [each.replace("/etc/splitserve/config/worker.yaml", str(file)) for each in container["args"]]
+    result = CliRunner(env=variables).invoke(app, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (config,) = started
+    check_spread(config)
+    check_leader(config, "a-key-of-this-fleets-workers")
+    assert (config.nodes.count, config.nodes.rank) == (group["size"], 1)
+    assert config.nodes.leader == of_the_set["LWS_LEADER_ADDRESS"]
+    assert (config.nodes.wait_s, config.kv_transfer.host) == (1800, "10.0.0.7")
+
+
 def test_gpus_are_asked_for_as_parallelism_says(rendered: dict[str, list[Document]]) -> None:
     limits = {
         where.rpartition("try-splitserve-")[2]: containers(pod)[-1]["resources"]["limits"]
@@ -217,7 +254,7 @@ def test_gpus_are_asked_for_as_parallelism_says(rendered: dict[str, list[Documen
     }
     assert limits["prefill"] == {"nvidia.com/gpu": 2}
     assert limits["decode-a100"] == {"nvidia.com/mig-3g": 1}
-    assert limits["decode/leader"] == limits["decode/worker"] == {"nvidia.com/gpu": 8}
+    assert limits["decode/workerTemplate"] == {"nvidia.com/gpu": 8}  # of each of two pods
 
 
 def test_a_routers_download_leaves_the_weights_out(rendered: dict[str, list[Document]]) -> None:

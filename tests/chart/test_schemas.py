@@ -87,7 +87,7 @@ def test_leader_worker_sets_are_well_formed(rendered: dict[str, list[Document]])
 
 def test_a_misspelt_field_of_a_leader_worker_set_is_refused(rendered: dict[str, list[Document]]) -> None:
     broken = copy.deepcopy(one(rendered["spanning"], "LeaderWorkerSet", "decode"))
-    broken["spec"]["leaderWorkerTemplate"]["leader"] = broken["spec"]["leaderWorkerTemplate"].pop("leaderTemplate")
+    broken["spec"]["leaderWorkerTemplate"]["worker"] = broken["spec"]["leaderWorkerTemplate"].pop("workerTemplate")
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(broken, _GROUP)
 

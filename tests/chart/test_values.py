@@ -128,6 +128,10 @@ def test_a_value_that_splitserve_would_refuse_is_refused(chart: Chart, path: str
         ({"grpcRoute": {"parentRefs": []}}, "grpcRoute.parentRefs"),
         ({"gateway": {"enabled": False}, "router": {"http": False}}, "ingress.enabled"),
         ({"pools": {"decode": {"nodesPerWorker": 3, "parallelism": {"tensor": 4}}}}, "can't be dealt out to 3 nodes"),
+        (
+            {"kvTransfer": {"mode": "pull"}, "pools": {"decode": {"nodesPerWorker": 2, "parallelism": {"tensor": 4}}}},
+            "does not pull across nodes",
+        ),
         ({"pools": {"router": {"role": "decode"}}}, "pools.router: the chart uses this name"),
         ({"poolDefaults": {"autoscaling": {"minWorkers": 9}}}, "more than maxWorkers"),
         ({"poolDefaults": {"strategy": {"maxUnavailable": 0}}}, "no rollout could ever end"),

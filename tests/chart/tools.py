@@ -135,7 +135,9 @@ def pod_templates(found: Iterable[Document]) -> list[tuple[str, Document]]:
             pods.append((name, each))
         elif each["kind"] == "LeaderWorkerSet":
             group = spec["leaderWorkerTemplate"]
-            pods += [(f"{name}/leader", group["leaderTemplate"]), (f"{name}/worker", group["workerTemplate"])]
+            pods += [
+                (f"{name}/{place}", group[place]) for place in ("leaderTemplate", "workerTemplate") if place in group
+            ]
         elif "template" in spec:
             pods.append((name, spec["template"]))
     return pods

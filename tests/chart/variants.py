@@ -87,7 +87,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rdma": _of(_RDMA, _POOLS, {"placement": {"sameNode": True}}),
     "tcp": _of({"kvTransfer": {"transport": "tcp", "mode": "pull"}, "poolDefaults": {"parallelism": {"tensor": 2}}}),
     "claim": _of({"model": {"source": "pvc", "pvc": {"claimName": "models"}, "path": "qwen"}}),
-    "node": _of({"model": {"source": "hostPath", "hostPath": {"path": "/models"}}}),
+    "node": _of(
+        {
+            "model": {"source": "hostPath", "hostPath": {"path": "/models"}},
+            "poolDefaults": {"parallelism": {"tensor": 2}},
+        }
+    ),
     "closed": _of({"networkPolicy": {"egress": [{"ports": [{"port": 443}]}]}, "gateway": {"enabled": True}}),
     "bare": _of({"serviceAccount": {"create": False}, "networkPolicy": {"enabled": False}, "router": {"replicas": 3}}),
     "simulated-secured": merged(SIMULATED, merged(_CERT_MANAGER, _MONITORED)),

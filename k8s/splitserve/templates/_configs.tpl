@@ -70,7 +70,8 @@ key: /etc/splitserve/worker-tls/tls.key
 {{- end }}
 {{- end -}}
 
-{{/* Takes (list $ pool). Name and address of a worker are its pod's, and come by environment. */}}
+{{/* Takes (list $ pool). Name and address of a worker are its pod's, and come by environment, as does its place among those that
+a worker spans; they wait for each other as long as a model may take to load. */}}
 {{- define "splitserve.workerConfig" -}}
 {{- $root := index . 0 -}}{{- $pool := index . 1 -}}{{- $values := $root.Values -}}
 {{- $config := dict "pool" (ternary "prefill" "decode" (eq $pool.role "prefill")) -}}
@@ -81,13 +82,12 @@ key: /etc/splitserve/worker-tls/tls.key
 {{- if eq $engine.kind "vllm" -}}
 {{- $_ := set $engine "tensor_parallel_size" $pool.parallelism.tensor -}}
 {{- $_ := set $engine "pipeline_parallel_size" $pool.parallelism.pipeline -}}
-{{- if gt (int $pool.nodesPerWorker) 1 -}}
-{{- $ray := dict "extra" (dict "distributed_executor_backend" "ray") -}}
-{{- $engine = include "splitserve.merged" (list $ray $engine) | fromYaml -}}
-{{- end -}}
 {{- end -}}
 {{- $_ := set $config "engine" $engine -}}
 {{- $_ := set $config "kv_transfer" (include "splitserve.merged" (list $values.kvTransfer.settings (dict "mode" $values.kvTransfer.mode)) | fromYaml) -}}
+{{- if gt (int $pool.nodesPerWorker) 1 -}}
+{{- $_ := set $config "nodes" (dict "wait_s" $pool.startupTimeoutSeconds) -}}
+{{- end -}}
 {{- $_ := set $config "metrics" (printf "%s:9400" $values.bindAddress) -}}
 {{- if ne $values.tls.mode "none" -}}
 {{- $_ := set $config "router_tls" (include "splitserve.callerTls" $root | fromYaml) -}}

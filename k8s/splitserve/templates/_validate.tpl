@@ -52,6 +52,9 @@
 {{- if and (gt (int $pool.nodesPerWorker) 1) (eq $pool.engine.kind "sim") -}}
 {{- $wrong = append $wrong (printf "pools.%s.nodesPerWorker: a simulated worker is one process" $name) -}}
 {{- end -}}
+{{- if and (gt (int $pool.nodesPerWorker) 1) (eq $values.kvTransfer.mode "pull") -}}
+{{- $wrong = append $wrong (printf "pools.%s.nodesPerWorker: vLLM's stock connector does not pull across nodes; set kvTransfer.mode to push" $name) -}}
+{{- end -}}
 {{- $scaling := $pool.autoscaling -}}
 {{- if gt (int $scaling.minWorkers) (int $scaling.maxWorkers) -}}
 {{- $wrong = append $wrong (printf "pools.%s.autoscaling.minWorkers: more than maxWorkers" $name) -}}

@@ -1,12 +1,11 @@
-{{/* One worker's pod. Takes (dict "root" $ "name" pool's name "pool" pool "follower" bool): followers of a worker that spans nodes
-run the ranks that the leader's Ray gives them, and nothing of splitserve but its KV connector. */}}
+{{/* One worker's pod, or one of those that a worker spans: they are alike, and LeaderWorkerSet says which is which. Takes
+(dict "root" $ "name" pool's name "pool" pool). */}}
 {{- define "splitserve.workerPod" -}}
 {{- $root := .root -}}{{- $values := .root.Values -}}{{- $pool := .pool -}}
 {{- $full := include "splitserve.fullname" $root -}}
 {{- $config := include "splitserve.workerConfig" (list $root $pool) -}}
 {{- $selector := dict "root" $root "component" "worker" "pool" .name -}}
 {{- $simulated := eq $pool.engine.kind "sim" -}}
-{{- $spans := gt (int $pool.nodesPerWorker) 1 -}}
 {{- $base := ternary $values.image $values.workerImage $simulated -}}
 {{- $image := include "splitserve.image" (list $root $base) -}}
 {{- if or $pool.image.repository $pool.image.tag -}}
@@ -31,15 +30,7 @@ spec:
     - name: worker
       image: {{ $image | quote }}
       imagePullPolicy: {{ $base.pullPolicy }}
-      {{- if .follower }}
-      command: [ray]
-      args: [start, "--address=$(LWS_LEADER_ADDRESS):6379", "--node-ip-address=$(POD_IP)", --disable-usage-stats, --block]
-      {{- else if $spans }}
-      command: [sh, -c, 'ray start --head --port=6379 --node-ip-address="$POD_IP" --disable-usage-stats && exec splitserve "$@"', splitserve]
-      {{- else }}
       command: [splitserve]
-      {{- end }}
-      {{- if not .follower }}
       args:
         - worker
         - --config=/etc/splitserve/config/worker.yaml
@@ -47,14 +38,11 @@ spec:
         {{- range $pool.extraArgs }}
         - {{ . | quote }}
         {{- end }}
-      {{- end }}
       env:
         {{- include "splitserve.env" (dict "options" $pool "env" (include "splitserve.workerEnv" (list $root $pool) | fromYamlArray)) | trim | nindent 8 }}
-      {{- if not .follower }}
       ports:
         - {name: metrics, containerPort: 9400}
       {{- include "splitserve.probes" (list $root "metrics" $pool.startupTimeoutSeconds "/livez" "/readyz") | nindent 6 }}
-      {{- end }}
       {{- with $resources }}
       resources:
         {{- toYaml . | nindent 8 }}
@@ -87,6 +75,12 @@ spec:
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
 - name: SPLITSERVE_KV_HOST
   value: $(POD_IP)
+{{- if gt (int $pool.nodesPerWorker) 1 }}
+{{- /* LeaderWorkerSet puts its own variables before these. */}}
+- {name: SPLITSERVE_NODES, value: $(LWS_GROUP_SIZE)}
+- {name: SPLITSERVE_NODE_RANK, value: $(LWS_WORKER_INDEX)}
+- {name: SPLITSERVE_LEADER, value: $(LWS_LEADER_ADDRESS)}
+{{- end }}
 {{- if ne $pool.engine.kind "sim" }}
 - {name: HF_HUB_OFFLINE, value: "1"}
 {{- if eq $values.kvTransfer.transport "rdma" }}

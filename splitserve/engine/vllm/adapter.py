@@ -30,12 +30,21 @@ from splitserve.core.worker import (
     TransferEnd,
     TransferStats,
 )
+from splitserve.engine.nodes.channel import VERDICT_S
+from splitserve.engine.nodes.leader import LeaderEnd
 from splitserve.engine.protocol import EngineInfo, EngineLoad, OnCached, OnDeltas, OnTransfer, uncached, unheard
-from splitserve.engine.vllm.arguments import engine_arguments, prepare_environment, ranks_of, side_channel
+from splitserve.engine.vllm.arguments import (
+    engine_arguments,
+    prepare_environment,
+    ranks_of,
+    side_channel,
+    step_cost_of,
+)
 from splitserve.engine.vllm.cache_events import CacheListener, follows_cache
 from splitserve.engine.vllm.connector_state import ConnectorState
 from splitserve.engine.vllm.output import Output
 from splitserve.engine.vllm.parsing import Parsers
+from splitserve.engine.vllm.ranks import end_processes
 from splitserve.engine.vllm.requests import Requests, VllmRequest
 from splitserve.engine.vllm.runner import Runner, start_runner
 from splitserve.engine.vllm.sampler_state import restorable
@@ -48,10 +57,9 @@ from splitserve.engine.vllm.translate import (
     tokenizer,
 )
 from splitserve.engine.vllm.warm import warm_up
-from splitserve.kv.bridge import AdapterEnd, Connect, HandOver
+from splitserve.kv.bridge import AdapterEnd, Connect, HandOver, ToConnector
 from splitserve.kv.layout import block_bytes, part_of
 from splitserve.kv.transfer import TransferKey
-from splitserve.latency.cost import cost_of
 from splitserve.latency.model import LatencyModel
 
 PARKED_POLL_S = {KvMode.PUSH: 0.05, KvMode.PULL: 0.001}  # our connector rings when KV has come, the stock one never
@@ -77,7 +85,8 @@ class _Running:
 
 class VllmEngine:
     """See `Engine`. `cpu_core` pins an in-process engine to one core. `latency`: what its steps take; without it, or
-    with another scheduler than ours, prompts are read without regard to objectives."""
+    with another scheduler than ours, prompts are read without regard to objectives. `nodes`: the other machines that it
+    spans; all of them have joined before it starts."""
 
     def __init__(
         self,
@@ -87,14 +96,15 @@ class VllmEngine:
         worker_uuid: str,
         cpu_core: int | None = None,
         latency: LatencyModel | None = None,
+        nodes: LeaderEnd | None = None,
     ) -> None:
         self._model = model
         self._settings = settings
         self._kv = kv
         self._uuid = worker_uuid
         self._cpu_core = cpu_core
-        ours = "scheduler_cls" not in settings.extra
-        self._step_cost = cost_of(latency) if latency is not None and ours else None
+        self._step_cost = step_cost_of(settings, latency)
+        self._nodes = nodes
         self._jobs: dict[str, _Running] = {}
         self._by_key: dict[TransferKey, str] = {}
         self._moving: dict[str, TransferKey] = {}  # jobs that stop once the connector is ready to keep their KV
@@ -106,7 +116,15 @@ class VllmEngine:
         self, on_deltas: OnDeltas, on_transfer: OnTransfer = unheard, on_cached: OnCached = uncached
     ) -> EngineInfo:
         """See `Engine`. Imports vLLM (11 s on an idle machine), builds it, warms it up."""
-        prepare_environment(self._kv.host, ranks_of(self._settings))
+        try:
+            return self._start(on_deltas, on_transfer, on_cached)
+        except Exception as error:  # whatever it is, it may come of a node that is gone
+            self._broken = self._cause_of(error)
+            raise self._broken from error
+
+    def _start(self, on_deltas: OnDeltas, on_transfer: OnTransfer, on_cached: OnCached) -> EngineInfo:
+        nodes = self._nodes.settings if self._nodes is not None else None
+        prepare_environment(self._kv.host, ranks_of(self._settings), nodes.count if nodes is not None else 1)
         from vllm.platforms import current_platform
 
         on_cpu = current_platform.is_cpu()
@@ -115,7 +133,7 @@ class VllmEngine:
         self._bridge = AdapterEnd(self._connector.hear)
         self._closing.callback(self._bridge.close)
         arguments = engine_arguments(
-            self._model, self._settings, self._kv, self._uuid, self._bridge.address, on_cpu, self._step_cost
+            self._model, self._settings, self._kv, self._uuid, self._bridge.address, on_cpu, self._step_cost, nodes
         )
         if follows_cache(self._settings):
             listener = CacheListener(self._bridge.beside("cached"), self._bridge.beside("cached-before"), on_cached)
@@ -125,6 +143,10 @@ class VllmEngine:
         self._tokenizer = tokenizer(str(self._model.path))
         self._parsers = Parsers(self._settings, self._tokenizer)
         self._loras = lora_requests(self._settings.loras)
+        if self._nodes is not None:
+            self._nodes.listen(self._connector.hear, lambda lost: end_processes())
+            if lost := self._nodes.lost_within(0):
+                raise EngineError(lost)
         self._runner: Runner = start_runner(
             arguments,
             in_process,
@@ -155,15 +177,30 @@ class VllmEngine:
 
     def connect(self, peers: Sequence[KvPeer]) -> None:
         if self._kv.mode is KvMode.PUSH:
-            self._bridge.tell(Connect(list(peers)))
+            self._tell(Connect(list(peers)))
 
     def load(self) -> EngineLoad:
+        if self._nodes is not None and (lost := self._nodes.lost_within(0)):
+            raise EngineError(lost)
         if self._broken is not None:
             raise EngineError(f"vLLM is beyond use: {type(self._broken).__name__}: {self._broken}") from self._broken
         return replace(self._connector.load, turned_at=self._runner.turned_at)
 
     def close(self) -> None:
+        if self._nodes is not None:  # first, so that their ranks do not take ours for broken
+            self._nodes.close(str(self._broken or ""))
         self._closing.close()
+
+    def _tell(self, message: ToConnector) -> None:
+        """To every half of the connector, wherever it is."""
+        self._bridge.tell(message)
+        if self._nodes is not None:
+            self._nodes.tell(message)
+
+    def _cause_of(self, error: Exception) -> Exception:
+        """A node that is gone, if one is: vLLM may say first that something is wrong."""
+        lost = self._nodes.lost_within(VERDICT_S) if self._nodes is not None else ""
+        return EngineError(lost) if lost else error
 
     def _warm_up(self) -> None:
         ended: SimpleQueue[Delta] = SimpleQueue()
@@ -247,7 +284,7 @@ class VllmEngine:
         if running is None or running.output is None or not running.made:
             return  # nothing is decoded yet, or not any more
         key = TransferKey(ticket.transfer_id, ticket.epoch)
-        self._bridge.tell(HandOver(job_id, key.transfer_id, key.epoch, ticket.destination, at_end))
+        self._tell(HandOver(job_id, key.transfer_id, key.epoch, ticket.destination, at_end))
         if at_end:
             self._moving[job_id] = key
 
@@ -278,11 +315,11 @@ class VllmEngine:
 
     def _on_broken(self, error: Exception) -> None:
         """Every job fails; `load` tells the worker, which ends so that it is replaced."""
-        self._broken = error
+        cause = self._broken = self._cause_of(error)
         jobs, self._jobs = list(self._jobs), {}
         self._by_key.clear()
         for job_id in jobs:
-            self._end(job_id, Outcome(failure=Failure.ENGINE, message=f"vLLM broke: {error}"))
+            self._end(job_id, Outcome(failure=Failure.ENGINE, message=f"vLLM broke: {cause}"))
 
     def _failed(self, running: _Running) -> Delta:
         self._forget(running.job.job_id)

@@ -8,13 +8,15 @@ from dataclasses import asdict
 from itertools import cycle, islice
 from typing import Any, get_args
 
-from splitserve.core.config import KvTransferSettings, VllmSettings
+from splitserve.core.config import KvTransferSettings, NodesSettings, VllmSettings
 from splitserve.core.errors import ConfigError
 from splitserve.core.model import ModelInfo
 from splitserve.core.worker import KvMode, StepCost
 from splitserve.engine.vllm.loras import lora_arguments
 from splitserve.engine.vllm.sampler_state import CPU_WORKER, GPU_WORKER
-from splitserve.kv.host import is_loopback
+from splitserve.kv.host import is_loopback, numeric_host
+from splitserve.latency.cost import cost_of
+from splitserve.latency.model import LatencyModel
 
 GIB = 1024**3
 FIRST_PORT = 20_000
@@ -29,8 +31,14 @@ def ranks_of(settings: VllmSettings) -> int:
     return settings.tensor_parallel_size * settings.pipeline_parallel_size
 
 
-def prepare_environment(host: str, ranks: int) -> None:
-    """Settings that vLLM reads from the environment when it is imported. What the user has set stays."""
+def step_cost_of(settings: VllmSettings, latency: LatencyModel | None) -> StepCost | None:
+    """What our scheduler works by: none without a latency model, or with another scheduler."""
+    return cost_of(latency) if latency is not None and "scheduler_cls" not in settings.extra else None
+
+
+def prepare_environment(host: str, ranks: int, nodes: int = 1) -> None:
+    """Settings that vLLM reads from the environment when it is imported. What the user has set stays. `ranks`: on all
+    nodes together."""
     defaults = {
         "DO_NOT_TRACK": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -46,7 +54,13 @@ def prepare_environment(host: str, ranks: int) -> None:
     if _has_no_gpu():
         defaults["TORCHDYNAMO_DISABLE"] = "1"  # else the first logprobs call compiles C++ for 50 s
         if ranks > 1:
-            defaults["VLLM_CPU_OMP_THREADS_BIND"] = _one_core_each(ranks)  # vLLM's `auto` fails on one NUMA node
+            defaults["VLLM_CPU_OMP_THREADS_BIND"] = _one_core_each(
+                ranks // nodes
+            )  # vLLM's `auto` fails on one NUMA node
+    if nodes > 1:
+        defaults["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"  # a follower has threads when it starts its ranks
+        if interface := _interface_of(host):
+            defaults["GLOO_SOCKET_IFNAME"] = interface  # else Gloo listens where the machine's name leads
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if "VLLM_NIXL_SIDE_CHANNEL_PORT" not in os.environ:
@@ -67,10 +81,11 @@ def engine_arguments(
     bridge: str,
     on_cpu: bool,
     step_cost: StepCost | None = None,
+    nodes: NodesSettings | None = None,
 ) -> dict[str, Any]:
-    """vLLM's EngineArgs; what is not set here keeps vLLM's default. `bridge`: where the connector finds us. With a step
-    cost our scheduler takes the place of vLLM's. Raises ConfigError for adapters that are not there, and for a drafter
-    whose KV push would leave behind."""
+    """vLLM's EngineArgs; what is not set here keeps vLLM's default. `bridge`: where the connector's halves on this node
+    find us. With a step cost our scheduler takes the place of vLLM's. Raises ConfigError for adapters that are not
+    there, and for a drafter whose KV push would leave behind."""
     if kv.mode is KvMode.PUSH:
         refuse_drafters_with_kv(settings.extra)
     said = settings.model_dump(exclude={"kind", "kv_cache_gib", "extra", "loras", "tool_parser", "profile"})
@@ -86,6 +101,9 @@ def engine_arguments(
     if on_cpu:
         arguments["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * GIB)
         arguments["distributed_executor_backend"] = "mp" if ranks_of(settings) > 1 else "uni"
+    if nodes is not None and nodes.count > 1:
+        arguments |= {"nnodes": nodes.count, "node_rank": nodes.rank, "distributed_executor_backend": "mp"}
+        arguments |= {"master_addr": nodes.leader, "master_port": nodes.port + 1}
     return with_reasoning(arguments | settings.extra)
 
 
@@ -141,6 +159,17 @@ def _kv_transfer_config(
 def _one_core_each(ranks: int) -> str:
     """Ranks share cores where there are more of them."""
     return "|".join(map(str, islice(cycle(sorted(os.sched_getaffinity(0))), ranks)))
+
+
+def _interface_of(host: str) -> str:
+    """The network interface that has this address; "" if none is known to."""
+    import psutil
+
+    if is_loopback(host):
+        return "lo"
+    address = numeric_host(host).strip("[]")
+    found = (name for name, has in psutil.net_if_addrs().items() if any(each.address == address for each in has))
+    return next(found, "")
 
 
 def _has_no_gpu() -> bool:

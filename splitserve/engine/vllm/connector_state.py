@@ -1,6 +1,7 @@
 """What the connector's halves have said, over all ranks: who listens where, what is held, which transfers are over.
 
-`hear` is called on the bridge's thread, the rest by any; what it passes on it passes on from the bridge's thread.
+`hear` is called on the bridge's thread, and for ranks of other nodes on that of their channel; the rest by any. What it
+passes on it passes on from there, one at a time.
 """
 
 import threading

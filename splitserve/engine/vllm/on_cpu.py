@@ -3,11 +3,12 @@ stands on changes torch for the whole process."""
 
 from splitserve.engine.vllm.cpu_lora import mend_prompt_logits
 from splitserve.engine.vllm.cpu_worker import PipelineCpuWorker
+from splitserve.engine.vllm.node_rank import NodeRank
 from splitserve.engine.vllm.sampler_state import SamplerStates
 
 
-class CpuWorker(SamplerStates, PipelineCpuWorker):
-    """Takes up samplers; runs pipeline stages."""
+class CpuWorker(NodeRank, SamplerStates, PipelineCpuWorker):
+    """Takes up samplers; runs pipeline stages; ends with its node."""
 
     def init_device(self) -> None:
         super().init_device()

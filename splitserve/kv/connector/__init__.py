@@ -18,6 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPullConnector
 
 from splitserve.core.config import CudaGraphs, KvTransferSettings
+from splitserve.core.parent import end_with_starter
 from splitserve.core.worker import Pace
 from splitserve.kv.bridge import Armed, ConnectorEnd, Free, HandOver, Paced, Preempted, ToConnector
 from splitserve.kv.connector.grammar import start_grammar
@@ -86,6 +87,8 @@ class PushConnector(Reports, CompletionHooks, KVConnectorBase_V1, SupportsHMA): 
         extra = vllm_config.kv_transfer_config.get_from_extra_config
         groups = kv_groups(kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
+            if vllm_config.parallel_config.nnodes > 1:  # or this process and its ranks keep the leader's ports
+                end_with_starter()
             self._scheduler = SchedulerHalf(groups)
             self._open_reports(vllm_config)
         else:

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from splitserve.cli import build
 from splitserve.cli.main import app
-from splitserve.core.config import WorkerConfig
+from splitserve.core.config import NodesSettings, WorkerConfig
 from splitserve.core.errors import ConfigError
 
 WORKER = ["worker", "--pool", "decode", "--engine", "sim"]
@@ -51,6 +51,31 @@ def test_it_goes_over_the_files_and_leaves_the_rest_of_it(started: list[WorkerCo
     run("--config", str(file), "--kv-host", "10.1.2.3", "--metrics", "127.0.0.1:9500")
     assert (started[0].kv_transfer.host, started[0].kv_transfer.lease_s) == ("10.1.2.3", 7.0)
     assert started[0].metrics == "127.0.0.1:9500"
+
+
+def test_the_nodes_of_a_worker_are_options_or_the_pods_environment(started: list[WorkerConfig], tmp_path: Path) -> None:
+    run()
+    run("--nodes", "2", "--node-rank", "1", "--leader", "10.1.2.3")
+    run(SPLITSERVE_NODES="2", SPLITSERVE_NODE_RANK="1", SPLITSERVE_LEADER="10.1.2.3")
+    file = tmp_path / "worker.yaml"
+    file.write_text("pool: decode\nnodes: {count: 2, leader: 10.1.2.3, port: 29700}\n")
+    run("--config", str(file), "--node-rank", "1")
+    assert started[0].nodes == NodesSettings()
+    assert started[1].nodes == started[2].nodes == NodesSettings(count=2, rank=1, leader="10.1.2.3")
+    assert started[3].nodes == NodesSettings(count=2, rank=1, leader="10.1.2.3", port=29700)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--nodes", "2", "--leader", "a", "--node-rank", "2"], "nodes: rank 2 is none of 2 nodes"),
+        (["--node-rank", "1"], "nodes: rank 1 is none of 1 nodes"),
+        (["--nodes", "2"], r"nodes: leader is not said.*--leader"),
+    ],
+)
+def test_nodes_that_can_not_be_are_named(started: list[WorkerConfig], options: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        run(*options)
 
 
 def test_a_metrics_address_that_is_none_is_named(started: list[WorkerConfig]) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from splitserve.core.config import RouterConfig, TlsSettings, WorkerConfig
 from splitserve.core.errors import ConfigError
-from splitserve.core.exposure import check_router, check_worker, is_loopback
+from splitserve.core.exposure import check_leader, check_router, check_worker, is_loopback
 from splitserve.core.worker import Pool
 
 TLS = TlsSettings(certificate="a.pem", key="a.key")
@@ -41,3 +41,16 @@ def test_metrics_that_others_can_reach_need_tls(address: str) -> None:
     check_router(RouterConfig(metrics=address, tls=TLS))
     check_worker(WorkerConfig(pool=Pool.DECODE, metrics=address, metrics_tls=TLS))
     check_worker(WorkerConfig(pool=Pool.DECODE, metrics=address, insecure=True))
+
+
+@pytest.mark.parametrize("leader", ["10.0.0.5", "fd00::1", "leader.example"])
+def test_a_worker_that_spans_machines_needs_a_key_that_keeps_strangers_from_its_nodes(leader: str) -> None:
+    nodes = {"count": 2, "leader": leader}
+    config = WorkerConfig.model_validate({"pool": Pool.DECODE, "nodes": nodes})
+    with pytest.raises(ConfigError, match="an API key is not set") as raised:
+        check_leader(config, None)
+    assert raised.value.path == "nodes.leader"
+    check_leader(config, "a-key-of-this-fleets-workers")
+    check_leader(config.model_copy(update={"insecure": True}), None)
+    check_leader(WorkerConfig(pool=Pool.DECODE), None)
+    check_leader(WorkerConfig.model_validate({"pool": Pool.DECODE, "nodes": {"count": 2, "leader": "127.0.0.1"}}), None)
