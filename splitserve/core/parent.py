@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 
+ENGINE_CORE, RANK = "EngineCore", "VllmWorker"  # what vLLM calls its processes
+
 _PR_SET_PDEATHSIG = 1
 _PARENT_CHECK_S = 1.0
 
@@ -22,10 +24,11 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def end_with_starter() -> None:
-    """The same, in a process that `multiprocessing` has started; nothing in any other."""
+def end_with_starter(*names: str) -> None:
+    """The same, in a process that `multiprocessing` has started by a name that begins with one of these; nothing in any
+    other. On Linux it is the thread that started it whose end counts."""
     starter = multiprocessing.parent_process()
-    if starter is not None and starter.pid is not None:
+    if starter is not None and starter.pid is not None and multiprocessing.current_process().name.startswith(names):
         end_with_parent(starter.pid)
 
 

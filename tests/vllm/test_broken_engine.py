@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.remote_engine import Collector, RemoteEngine
@@ -33,3 +34,18 @@ def test_a_broken_engine_fails_its_jobs_and_says_so_to_its_worker(
             engine.load()
     finally:
         engine.kill()
+
+
+def test_vllms_own_processes_end_with_a_worker_that_is_killed(sensitive_model: Path, cores: tuple[int, int]) -> None:
+    """Else they would keep its devices."""
+    settings = VllmSettings(dtype="float32", max_model_len=512, kv_cache_gib=0.125, tensor_parallel_size=2)
+    engine = RemoteEngine(sensitive_model, settings, KvTransferSettings(), "uuid-killed", cores[0])
+    engine.spawn()
+    try:
+        engine.start(Collector())
+        started = psutil.Process(engine.process.pid).children(recursive=True)
+        ours = [each for each in started if "resource_tracker" not in " ".join(each.cmdline())]
+        assert len(ours) == 3  # the scheduler's process, and a rank's each
+    finally:
+        engine.kill()
+    assert psutil.wait_procs(ours, timeout=60.0)[1] == []

@@ -3,12 +3,12 @@ stands on changes torch for the whole process."""
 
 from splitserve.engine.vllm.cpu_lora import mend_prompt_logits
 from splitserve.engine.vllm.cpu_worker import PipelineCpuWorker
-from splitserve.engine.vllm.node_rank import NodeRank
+from splitserve.engine.vllm.rank_process import RankProcess
 from splitserve.engine.vllm.sampler_state import SamplerStates
 
 
-class CpuWorker(NodeRank, SamplerStates, PipelineCpuWorker):
-    """Takes up samplers; runs pipeline stages; ends with its node."""
+class CpuWorker(RankProcess, SamplerStates, PipelineCpuWorker):
+    """Takes up samplers; runs pipeline stages; ends with what started it."""
 
     def init_device(self) -> None:
         super().init_device()

@@ -2,9 +2,9 @@
 
 from vllm.v1.worker.gpu_worker import Worker
 
-from splitserve.engine.vllm.node_rank import NodeRank
+from splitserve.engine.vllm.rank_process import RankProcess
 from splitserve.engine.vllm.sampler_state import SamplerStates
 
 
-class GpuWorker(NodeRank, SamplerStates, Worker):  # type: ignore[misc]
-    """Takes up samplers; ends with its node."""
+class GpuWorker(RankProcess, SamplerStates, Worker):  # type: ignore[misc]
+    """Takes up samplers; ends with what started it."""

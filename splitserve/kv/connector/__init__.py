@@ -18,7 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPullConnector
 
 from splitserve.core.config import CudaGraphs, KvTransferSettings
-from splitserve.core.parent import end_with_starter
+from splitserve.core.parent import ENGINE_CORE, end_with_starter
 from splitserve.core.worker import Pace
 from splitserve.kv.bridge import Armed, ConnectorEnd, Free, HandOver, Paced, Preempted, ToConnector
 from splitserve.kv.connector.grammar import start_grammar
@@ -87,8 +87,7 @@ class PushConnector(Reports, CompletionHooks, KVConnectorBase_V1, SupportsHMA): 
         extra = vllm_config.kv_transfer_config.get_from_extra_config
         groups = kv_groups(kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
-            if vllm_config.parallel_config.nnodes > 1:  # or this process and its ranks keep the leader's ports
-                end_with_starter()
+            end_with_starter(ENGINE_CORE)  # or this process and its ranks keep the worker's devices and ports
             self._scheduler = SchedulerHalf(groups)
             self._open_reports(vllm_config)
         else:
