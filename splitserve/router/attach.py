@@ -71,10 +71,12 @@ class FleetService(worker_pb2_grpc.FleetServicer):
         context: grpc.aio.ServicerContext,
     ) -> None:
         """Until the worker ends its stream. Raises Unavailable if the router gave it up."""
+        # Not in a task that may be cancelled: a call whose first write is cut off is never ended by grpc.aio.
+        await context.write(worker_pb2.RouterMessage(welcome=self._welcome_in(version)))
         try:
             async with asyncio.TaskGroup() as tasks:
                 others = (
-                    tasks.create_task(self._tell(attachment, version, context)),
+                    tasks.create_task(_tell(attachment, context)),
                     tasks.create_task(_given_up(attachment)),
                 )
                 await self._listen(attachment.info.uuid, messages)
@@ -90,12 +92,15 @@ class FleetService(worker_pb2_grpc.FleetServicer):
             for news in message.cache_news:
                 self._membership.cached(uuid, convert.cache_news_from_proto(news))
 
-    async def _tell(self, attachment: Attachment, version: int, context: grpc.aio.ServicerContext) -> None:
+    def _welcome_in(self, version: int) -> worker_pb2.Welcome:
         welcome = worker_pb2.Welcome(protocol_version=version)
         welcome.MergeFrom(self._welcome)
-        await context.write(worker_pb2.RouterMessage(welcome=welcome))
-        while True:
-            await context.write(_to_proto(await attachment.outbox.get()))
+        return welcome
+
+
+async def _tell(attachment: Attachment, context: grpc.aio.ServicerContext) -> None:
+    while True:
+        await context.write(_to_proto(await attachment.outbox.get()))
 
 
 async def _given_up(attachment: Attachment) -> None:

@@ -12,10 +12,15 @@ from splitserve.core.errors import JoinRefused, Unavailable
 from splitserve.core.request import FinishReason, SamplingParams
 from splitserve.core.versions import Versions
 from splitserve.core.worker import KvMode, KvPeer, Outcome, Pool
+from splitserve.router.attach import FleetService
+from splitserve.router.membership import Membership
 from splitserve.router.serve import Router
+from splitserve.routing.fleet import Fleet
 from splitserve.rpc import convert
+from splitserve.rpc.gen import worker_pb2
 from splitserve.rpc.protocol import SPOKEN
 from splitserve.rpc.status import from_rpc_error
+from splitserve.telemetry.logs import Logger
 from tests.unit.peers import peer
 from tests.unit.router.scripted import WITHIN_S, worker_info
 from tests.unit.router.wired import WiredWorker, router
@@ -215,6 +220,42 @@ async def test_a_worker_that_stops_reporting_is_given_up_and_told_so() -> None:
         assert error is not None
         assert isinstance(from_rpc_error(error), Unavailable)
         await names(client)
+
+
+class Unhurried:
+    """A call whose first write takes until it may end."""
+
+    def __init__(self) -> None:
+        self.writing, self.may_end = asyncio.Event(), asyncio.Event()
+        self.written: list[str | None] = []
+
+    async def write(self, message: worker_pb2.RouterMessage) -> None:
+        self.writing.set()
+        await self.may_end.wait()
+        self.written.append(message.WhichOneof("message"))
+
+
+async def test_a_worker_that_leaves_at_once_is_welcomed_nevertheless() -> None:
+    """grpc.aio never ends a call whose first write was cancelled."""
+    service = FleetService(Membership("model", Fleet(silent_after_s=60.0), lambda: None), "router", 1.0, Logger("test"))
+    join = worker_pb2.Join(
+        protocol_version=convert.PROTOCOL_VERSION, worker=convert.worker_info_to_proto(worker_info("d0", Pool.DECODE))
+    )
+    messages = _all_of(worker_pb2.WorkerMessage(join=join))
+    call = Unhurried()
+    attached = asyncio.create_task(service.Attach(messages, call))
+    async with asyncio.timeout(WITHIN_S):
+        await call.writing.wait()
+        for _ in range(100):  # time to hear that the worker has said its last
+            await asyncio.sleep(0)
+        call.may_end.set()
+        await attached
+    assert call.written[0] == "welcome"
+
+
+async def _all_of(*messages: worker_pb2.WorkerMessage) -> AsyncIterator[worker_pb2.WorkerMessage]:
+    for message in messages:
+        yield message
 
 
 async def test_job_numbers_count_from_one_for_each_stream(serving: Router) -> None:
