@@ -112,9 +112,15 @@ class _Fleet(worker_pb2_grpc.FleetServicer):
         self, version: int, messages: AsyncIterator[worker_pb2.WorkerMessage], context: grpc.aio.ServicerContext
     ) -> None:
         """Until the worker ends its stream. Raises Unavailable if it has fallen silent."""
+        welcome = worker_pb2.Welcome(
+            protocol_version=version, router_uuid=uuid4().hex, heartbeat_interval_s=_HEARTBEAT_S
+        )
+        await context.write(
+            worker_pb2.RouterMessage(welcome=welcome)
+        )  # in no task that is cancelled: see router/attach
         try:
             async with asyncio.TaskGroup() as tasks:
-                telling = tasks.create_task(self._tell(version, context))
+                telling = tasks.create_task(self._tell(context))
                 await self._listen(messages)
                 telling.cancel()
         except* SplitserveError as group:
@@ -131,11 +137,7 @@ class _Fleet(worker_pb2_grpc.FleetServicer):
         except TimeoutError as error:
             raise Unavailable(f"it was silent for {_SILENT_S:g} s") from error
 
-    async def _tell(self, version: int, context: grpc.aio.ServicerContext) -> None:
-        welcome = worker_pb2.Welcome(
-            protocol_version=version, router_uuid=uuid4().hex, heartbeat_interval_s=_HEARTBEAT_S
-        )
-        await context.write(worker_pb2.RouterMessage(welcome=welcome))
+    async def _tell(self, context: grpc.aio.ServicerContext) -> None:
         while True:
             await context.write(_to_proto(await self._seat.outbox.get()))
 
