@@ -38,7 +38,7 @@ IN_HAND = 0.3  # of the time that the prompt alone takes: as much is to be left 
 NEARLY = 0.05  # of the same: routes that take no longer than the soonest and this are as good
 BESIDE = 0.05  # what each decode beside a prompt adds to the prompt's cost, as a share
 HAND_OVER = 4  # steps of who takes a prompt, that a worker with decodes of its own has read, in the route's cost
-SHARED = 0.5  # of an equal share in a worker's steps, in the cost of a decode there if it is as slow as its objective
+SHARED = 0.5  # of what a decode shares of a worker's steps, in the route's cost
 DELAY = 0.1  # what a second until the first token adds to a route's cost, in seconds: waiting has its risks
 
 # Who reads, and what that means: seconds until it is read, seconds of its time, whether it is busy yet.
@@ -93,8 +93,7 @@ def _looked_at(
         step_s = look.step_with_s(tokens)
         if look.decodes and not look.keeps(step_s, tpot_s if tpot_s < each.tpot_s else each.tpot_s):
             continue
-        shared_s = SHARED * (1.0 - look.rate) * look.step_s / (look.decodes + 1)
-        decode_cost_s = output_tokens * (step_s - look.step_s + shared_s)
+        decode_cost_s = output_tokens * (step_s - look.step_s + SHARED * look.share_s)
         if look.decodes and step_s > longest_s and tokens <= look.parks:
             target, longest_s = (each, step_s, decode_cost_s, queue_s), step_s
         if tokens <= look.computes and queue_s <= ahead_s:
