@@ -16,10 +16,6 @@ A worker that decodes keeps what it reads unless another's steps are cheaper by 
 pushes KV beside its decodes, the other computes the last token beside its own, and two workers that decode alike would
 pass requests to and fro for nothing.
 
-A decode also pays for part of the steps that it shares with others, so that one among few costs more than one among
-many. Its own addition to the steps alone would make every further decode cheap on a worker that has any: after a burst
-each worker would go on to decode a little, and none would read at full speed again.
-
 A worker with the prompt's beginning cached computes only the rest, and so costs less. It may be given the prompt while
 it reads others, since these will take no longer than what the cache saves: the first token comes no later than from an
 idle worker without. Behind more than that the cache counts no more. So affinity yields to load, and a beginning that
@@ -38,7 +34,6 @@ IN_HAND = 0.3  # of the time that the prompt alone takes: as much is to be left 
 NEARLY = 0.05  # of the same: routes that take no longer than the soonest and this are as good
 BESIDE = 0.05  # what each decode beside a prompt adds to the prompt's cost, as a share
 HAND_OVER = 4  # steps of who takes a prompt, that a worker with decodes of its own has read, in the route's cost
-SHARED = 0.5  # of what a decode shares of a worker's steps, in the route's cost
 DELAY = 0.1  # what a second until the first token adds to a route's cost, in seconds: waiting has its risks
 
 # Who reads, and what that means: seconds until it is read, seconds of its time, whether it is busy yet.
@@ -93,7 +88,7 @@ def _looked_at(
         step_s = look.step_with_s(tokens)
         if look.decodes and not look.keeps(step_s, tpot_s if tpot_s < each.tpot_s else each.tpot_s):
             continue
-        decode_cost_s = output_tokens * (step_s - look.step_s + SHARED * look.share_s)
+        decode_cost_s = output_tokens * (step_s - look.step_s)
         if look.decodes and step_s > longest_s and tokens <= look.parks:
             target, longest_s = (each, step_s, decode_cost_s, queue_s), step_s
         if tokens <= look.computes and queue_s <= ahead_s:

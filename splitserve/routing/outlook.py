@@ -20,15 +20,13 @@ class Outlook:
     """Seconds, and tokens.
 
     `decodes`: running or promised; `step_s` a decode step of theirs, `next_step_s` with one more, `context_token_s` for
-    each token that it brings; `share_s` what one more would share of a step, the more the closer steps are to their
-    objective. `slack_s`: for how long prompts may be read at full speed, and `rate` at which share of it after that.
-    `starts`, `parks` and `computes`: of how many tokens at most a prefill, a decode that waits for KV, and one that
-    computes its prompt is taken now; below 0: none.
+    each token that it brings. `slack_s`: for how long prompts may be read at full speed, and `rate` at which share of
+    it after that. `starts`, `parks` and `computes`: of how many tokens at most a prefill, a decode that waits for KV,
+    and one that computes its prompt is taken now; below 0: none.
     """
 
     decodes: int
     step_s: float
-    share_s: float
     next_step_s: float
     context_token_s: float
     slack_s: float
@@ -81,16 +79,14 @@ def outlook(latency: LatencyModel, slowdown: float, held: Held, load: Room, limi
     step_s = latency.step_s(Step(0, 0, 0, decodes, context)) * slowdown
     next_step_s = latency.step_s(Step(0, 0, 0, decodes + 1, context)) * slowdown
     more_s = latency.step_s(Step(0, 0, 0, decodes + 1, context + _TOKENS)) * slowdown
-    rate = max(LEAST_RATE, 1.0 - step_s / held.tpot_s)
     starts, parks, computes = most_tokens(load, limits, block_size)
     return Outlook(
         decodes=decodes,
         step_s=step_s,
-        share_s=(1.0 - rate) * step_s / (decodes + 1),
         next_step_s=next_step_s,
         context_token_s=(more_s - next_step_s) / _TOKENS,
         slack_s=max(0.0, held.slack_s),
-        rate=rate,
+        rate=max(LEAST_RATE, 1.0 - step_s / held.tpot_s),
         slowdown=slowdown,
         context=context,
         attainable=latency.step_s(Step(0, 0, 0, 1, 0)) * slowdown < held.tpot_s,

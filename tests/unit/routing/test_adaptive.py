@@ -71,13 +71,6 @@ def test_decodes_are_packed() -> None:
     assert chosen([worker("a", decodes=3), worker("b", decodes=9), worker("c")], EASY) == ("b", "c")
 
 
-def test_a_decode_pays_for_the_steps_that_it_shares_so_that_a_long_one_joins_many() -> None:
-    few_and_many = [worker("few", decodes=1), worker("many", decodes=9)]
-    alone = need(due=2.0, alone=True)
-    assert chosen(few_and_many, alone) == ("few", None)
-    assert chosen(few_and_many, replace(alone, output_tokens=1000)) == ("many", None)
-
-
 def test_a_worker_that_grants_the_sequence_for_prefills_too_has_no_decodes() -> None:
     assert chosen([worker("a", decodes=-1), worker("b", decodes=-1)], EASY) == ("a", None)
 
