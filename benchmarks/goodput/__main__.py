@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.goodput.campaign import Campaign, Limits
-from benchmarks.goodput.cases import SHAPES, Shape, step_of
+from benchmarks.goodput.cases import CELLS, SHAPES, TPOT_CELLS, Shape, step_of
 from benchmarks.goodput.model import make_model
 from benchmarks.goodput.points import Points
 from benchmarks.goodput.report import points_of, written
@@ -31,6 +31,7 @@ from benchmarks.goodput.served import Served, serving
 from benchmarks.goodput.systems import SYSTEMS, UNIT, USUAL, System, cluster
 from splitserve.core.slo import Slo
 
+NAMED_CELLS = {f"{cell.ttft_times}/{cell.tpot_times:g}": cell for cell in TPOT_CELLS}
 OUT = Path(__file__).parents[1] / "results" / "goodput"
 SMOKE_SYSTEMS, SMOKE_RATES_RPS, SMOKE_REQUESTS = ("push", UNIT, "pull"), (1.0, 3.0), 30
 
@@ -39,6 +40,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, action="append", help="repeat for several; default: all")
     parser.add_argument("--system", choices=SYSTEMS, action="append", help="repeat for several; default: for CPU cores")
+    parser.add_argument(
+        "--cell",
+        choices=NAMED_CELLS,
+        action="append",
+        help="TTFT and TPOT objectives, times what a request alone gets; only these cells' goodputs are looked for; "
+        "repeat for several; default: all",
+    )
     parser.add_argument("--start", type=float, metavar="RPS", help="where to look for rates; default: for one CPU core")
     parser.add_argument("--requests", type=int, default=100, help="of each point and seed")
     parser.add_argument("--seeds", type=int, default=3, help="at the rates around a goodput")
@@ -76,6 +84,7 @@ async def _measured(args: argparse.Namespace, shapes: Sequence[Shape], out: Path
         until=time.monotonic() + args.minutes * 60.0,
         seeds=args.seeds,
         confirm=args.confirm,
+        cells=[NAMED_CELLS[name] for name in args.cell] if args.cell else CELLS,
         steps=[step_of(rate) for rate in SMOKE_RATES_RPS] if args.smoke else None,
     )
     starts = itertools.count()

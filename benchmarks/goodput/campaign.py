@@ -7,7 +7,7 @@ is taken once more.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.goodput import alone as one_alone
 from benchmarks.goodput.alone import Alone
-from benchmarks.goodput.cases import WARM_UP_REQUESTS, Cell, Shape, rate_rps, step_of
+from benchmarks.goodput.cases import CELLS, WARM_UP_REQUESTS, Cell, Shape, rate_rps, step_of
 from benchmarks.goodput.points import Measured, Points
 from benchmarks.goodput.rates import Bounds, Bracket, bracket, wanted
 from benchmarks.goodput.served import Served
@@ -44,6 +44,7 @@ class Limits:
     seeds: int = 3  # at the rates around goodput; elsewhere one
     steps: Sequence[int] | None = None  # fixed rates in place of a search
     confirm: bool = False  # no new rates: only further seeds at those that the goodputs found so far lie between
+    cells: Collection[Cell] = CELLS  # whose goodputs are looked for
 
 
 class Campaign:
@@ -152,7 +153,8 @@ class Campaign:
 
     def _brackets(self, system: System) -> dict[Cell, Bracket]:
         unit = unit_of(self.alone)
-        return {cell: bracket(self.judged(system.name, cell, unit)) for cell in system.cells}
+        wanted_cells = (cell for cell in system.cells if cell in self._limits.cells)
+        return {cell: bracket(self.judged(system.name, cell, unit)) for cell in wanted_cells}
 
     def _best_of_rivals(self, system: System) -> Mapping[Cell, int]:
         """Of each cell, the highest step that another system of the same kind meets."""

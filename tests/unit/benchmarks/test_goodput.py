@@ -2,21 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.goodput.alone import Alone, _line, as_if, beyond_normal
-from benchmarks.goodput.campaign import in_turn
+from benchmarks.goodput.campaign import Campaign, Limits, in_turn
 from benchmarks.goodput.cases import CELLS, SHAPES, TPOT_CELLS, WARM_UP_REQUESTS, Cell, rate_rps, step_of
 from benchmarks.goodput.grid import answers
 from benchmarks.goodput.points import Measured, Points
 from benchmarks.goodput.rates import Bounds, bracket, wanted
-from benchmarks.goodput.systems import SYSTEMS, cluster, unit_of
+from benchmarks.goodput.served import Served
+from benchmarks.goodput.systems import SYSTEMS, System, cluster, unit_of
 from splitserve.bench.goodput import Judged
 from splitserve.core.config import ClusterConfig
-from splitserve.core.slo import Timelines
+from splitserve.core.slo import Slo, Timelines
 
 UNIT = Alone(0.02, 0.0002, 0.006)
 BOUNDS = Bounds(-10, 20)
@@ -52,6 +54,30 @@ def test_the_search_ends_at_the_two_steps_around_goodput_within_a_few_points(goo
     found = bracket(points)
     assert found.met == (goodput_step if goodput_step >= BOUNDS.lowest else None)
     assert found.missed == (goodput_step + 1 if goodput_step < BOUNDS.highest else None)
+
+
+class _WouldMeasure(Exception):
+    pass
+
+
+def _serve_nothing(system: System, slo: Slo | None) -> AbstractAsyncContextManager[Served]:
+    raise _WouldMeasure
+
+
+@pytest.mark.parametrize(("cell", "is_known"), [(Cell(5, tpot_times=3), True), (Cell(2, tpot_times=3), False)])
+async def test_only_the_cells_asked_for_are_measured(cell: Cell, is_known: bool, tmp_path: Path) -> None:
+    points = Points(tmp_path / "points.jsonl")
+    for name in ("push", "colocated-1024"):
+        points.add_alone(name, UNIT)
+    points.add(measured("push", 3, ttft_s=0.08))  # within TTFT 5x of 100 tokens, not within 2x
+    points.add(measured("push", 4, ttft_s=9.0))
+    limits = Limits(requests=20, until=math.inf, seeds=1, cells=[cell])
+    campaign = Campaign(SHAPES["balanced"], (SYSTEMS["push"],), points, _serve_nothing, limits, lambda text: None)
+    if is_known:
+        assert await campaign.run()
+    else:
+        with pytest.raises(_WouldMeasure):
+            await campaign.run()
 
 
 def test_a_point_that_one_cell_asks_for_is_judged_for_all() -> None:
