@@ -14,6 +14,7 @@ from splitserve.workload.requests import Requests
 
 TIMES = 5  # of each length; their medians count
 OUTPUT_TOKENS = 40
+APART = "batch"  # the class, without objectives: what the router expects of outputs stays as the load made it
 NORMAL = 0.1  # slower or faster by less is left as it is
 
 
@@ -76,7 +77,7 @@ def as_if(lines: Timelines, factor: float) -> Timelines:
 
 async def _one(served: Served, prompt_tokens: int, seed: int) -> Timelines:
     requests = Requests(np.zeros(1), np.array([prompt_tokens]), np.array([OUTPUT_TOKENS]))
-    run = await open_loop.run(requests, served.send(requests, seed), open_loop.Limits(deadline_s=60.0))
+    run = await open_loop.run(requests, served.send(requests, seed, APART), open_loop.Limits(deadline_s=60.0))
     if not np.isfinite(run.timelines.tpot_s[0]):
         raise RuntimeError(f"a request alone failed: {run.record(0).error or run.record(0).ending.name}")
     return run.timelines

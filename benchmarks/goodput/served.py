@@ -14,6 +14,7 @@ from benchmarks.router.processes import cpu_s
 from splitserve.bench.open_loop import Send
 from splitserve.bench.targets.router import to_router
 from splitserve.cli.cluster import running
+from splitserve.cli.local import merged
 from splitserve.cli.supervisor import Ended, Event
 from splitserve.client import AsyncClient, Retries
 from splitserve.core.config import ClusterConfig
@@ -32,8 +33,8 @@ class Served:
     vocabulary: int
     processes: Mapping[str, int]
 
-    def send(self, requests: Requests, seed: int) -> Send:
-        return to_router(self.client, requests, self.vocabulary, seed)
+    def send(self, requests: Requests, seed: int, slo_class: str = "") -> Send:
+        return to_router(self.client, requests, self.vocabulary, seed, slo_class)
 
     def cpu_s(self) -> dict[str, float]:
         """CPU time so far, by process; `generator` is this one."""
@@ -55,7 +56,7 @@ class Served:
 async def serving(model: Path, cluster: Mapping[str, Any], scratch: Path) -> AsyncIterator[Served]:
     """`cluster` as in cluster.yaml; `scratch` is there already. Ports are free ones; what dies is not started again."""
     local = {"router": {"listen": "127.0.0.1:0", "metrics": None}, "worker_metrics_port": None, "restart": False}
-    config = ClusterConfig.model_validate({"model": str(model), **local, **cluster})
+    config = ClusterConfig.model_validate(merged({"model": str(model), **local}, cluster))
     async with (
         running(config, "benchmark", scratch, _on_event, drain_s=5.0) as up,
         AsyncClient(up.address, Retries(most=0)) as client,

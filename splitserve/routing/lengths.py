@@ -22,6 +22,11 @@ class OutputLengths:
         if len(self._recent) > WINDOW:
             del self._sorted[bisect_right(self._sorted, self._recent.popleft()) - 1]
 
+    @property
+    def known(self) -> bool:
+        """Whether enough outputs have ended to say anything."""
+        return len(self._sorted) >= FEWEST
+
     def remaining(self, made: int, share: float) -> int:
         """What all but a `share` of those that were longer than `made` had still to come then; 0 where too few were."""
         beyond = bisect_right(self._sorted, made)

@@ -16,13 +16,13 @@ from splitserve.routing.lengths import OutputLengths
 from splitserve.routing.outlook import prompt_token_s
 from splitserve.routing.slack import (
     ITL_MARGIN,
-    LEAST_CHUNK,
     STEPS_WITHOUT,
     TOO_SHORT,
     URGENT_TOO_SHORT,
     chunk_within,
     due_in_s,
     is_urgent,
+    least_chunk,
     slack_of,
 )
 
@@ -53,6 +53,7 @@ class Pacer:
     def __init__(self, latency: StepLatency) -> None:
         self._latency = latency
         self._token_s = prompt_token_s(latency)
+        self._least_chunk = least_chunk(latency)
         self.least_step_s = latency.step_s(Step(0, 0, 0, 1, 0))
         self._without = 0  # steps in a row in which the decodes left no time for a prompt
         self.slowdown = 1.0
@@ -74,9 +75,9 @@ class Pacer:
         alone_s = prompt.left * self._token_s * self.slowdown
         share = URGENT_TOO_SHORT if is_urgent(prompt.due_in_s, alone_s, tpot_s) else TOO_SHORT
         fast_s = within_s(share) / self.slowdown
-        fits = chunk_within(self._latency, fast_s, batch.decodes, batch.context, prompt.done, most)
+        fits = chunk_within(self._latency, fast_s, batch.decodes, batch.context, prompt.done, most, self._least_chunk)
         if not fits and self._without >= STEPS_WITHOUT:
-            fits = min(LEAST_CHUNK, most)
+            fits = min(self._least_chunk, most)
         self._without = 0 if fits else self._without + 1
         return fits
 
@@ -109,13 +110,14 @@ class PacedJobs:
         job.made = tokens
 
     def end(self, job_id: str, output_tokens: int = 0) -> None:
-        """The job is over. `output_tokens`: of its whole output, if that has its end."""
-        del self._jobs[job_id]
+        """The job is over. `output_tokens`: of its whole output, if that has its end. Jobs without objectives say
+        nothing about the outputs of others."""
+        job = self._jobs.pop(job_id)
         self._parked.discard(job_id)
         bound = self._bound.pop(job_id, None)
         if bound is not None:
             self._objectives -= Counter((bound.objectives.step_s,))  # which leaves no zeros
-        if output_tokens:
+        if output_tokens and not isinf(job.objectives.step_s):
             self._lengths.add(output_tokens)
 
     @property

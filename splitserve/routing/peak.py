@@ -43,7 +43,7 @@ class Expectations:
     @property
     def known(self) -> bool:
         """Whether enough outputs have ended to expect anything."""
-        return self.lengths.remaining(0, 0.5) > 0
+        return self.lengths.known
 
     def share(self) -> float:
         """Of the next one, in [0, 1)."""

@@ -14,9 +14,11 @@ from splitserve.latency.model import Step, StepLatency, pairs
 from splitserve.routing.lengths import OutputLengths
 
 LEAST_CHUNK = 32  # prompt tokens worth a step's extra work
-STEPS_WITHOUT = 8  # so many steps in a row may compute none: a prompt goes on however late the decodes are
+TIMES_THE_START = 6  # times what a chunk costs however short it is: so much its tokens are to cost
+STEPS_WITHOUT = 16  # so many steps in a row may compute none: a prompt goes on however late the decodes are
 TOKENS_IN_HAND = 4  # of a decode's time, since what a step takes is only predicted
 ITL_MARGIN = 0.95  # of ITL objectives, for the same reason
+FIRST_OUTPUTS = 32  # tokens that outputs are taken to have while too few have ended to tell
 TOO_SHORT = 0.1  # share of outputs that may end before they have made up for a prompt
 URGENT_TOO_SHORT = 0.5  # for a prompt that would be late otherwise: then one request's objective stands against another
 
@@ -27,7 +29,9 @@ def slack_of(
     """Of one decode, in seconds: its first token came out so long ago, `made` are out by now, a step without prompts
     takes `step_s`. All but a `share` of the outputs that are longer than this one is now will still keep `tpot_s`."""
     spare_s = tpot_s - step_s
-    to_come = lengths.remaining(made, share) if spare_s > 0.0 else 0
+    to_come = 0
+    if spare_s > 0.0:
+        to_come = lengths.remaining(made, share) if lengths.known else max(0, FIRST_OUTPUTS - made)
     return due_in_s(since_first_s, made, tpot_s) + to_come * spare_s
 
 
@@ -42,12 +46,26 @@ def is_urgent(left_s: float, alone_s: float, tpot_s: float) -> bool:
     return alone_s <= left_s < 1.5 * alone_s + tpot_s
 
 
-def chunk_within(latency: StepLatency, slack_s: float, decodes: int, context: int, done: int, most: int) -> int:
+def least_chunk(latency: StepLatency) -> int:
+    """Prompt tokens that a step computes at least, if any, beside decodes: in smaller chunks a prompt would take much
+    more of the worker's time."""
+    step_s, one_s, more_s = (
+        latency.step_s(Step(tokens, pairs(tokens, 0), min(tokens, 1), 1, 0)) for tokens in (0, 1, 257)
+    )
+    token_s = (more_s - one_s) / 256
+    return (
+        LEAST_CHUNK if token_s <= 0.0 else max(LEAST_CHUNK, int(TIMES_THE_START * (one_s - token_s - step_s) / token_s))
+    )
+
+
+def chunk_within(
+    latency: StepLatency, slack_s: float, decodes: int, context: int, done: int, most: int, least: int = LEAST_CHUNK
+) -> int:
     """The most prompt tokens, up to `most`, that a step can compute in that time beside decodes that read so many
-    tokens of context. `done` of the prompt are computed already. 0 if fewer than `LEAST_CHUNK` fit."""
+    tokens of context. `done` of the prompt are computed already. 0 if fewer than `least` fit."""
     if most <= 0 or _step_s(latency, most, decodes, context, done) <= slack_s:
         return most
-    least = min(LEAST_CHUNK, most)
+    least = min(least, most)
     if _step_s(latency, least, decodes, context, done) > slack_s:
         return 0
     fits, too_many = least, most

@@ -22,17 +22,18 @@ class Client(Protocol):
     one's load, and hides an error."""
 
     def generate(
-        self, prompt: Sequence[int], sampling: SamplingParams | None = None
+        self, prompt: Sequence[int], sampling: SamplingParams | None = None, *, slo_class: str = ""
     ) -> AsyncGenerator[Chunk, None]: ...
 
 
-def to_router(client: Client, requests: Requests, vocabulary: int, seed: int = 0) -> Send:
-    """Sends the workload's requests through a client that is there already."""
-    return sender(asking(client), requests, vocabulary, seed)
+def to_router(client: Client, requests: Requests, vocabulary: int, seed: int = 0, slo_class: str = "") -> Send:
+    """Sends the workload's requests through a client that is there already; the router's default class if none is
+    named."""
+    return sender(asking(client, slo_class), requests, vocabulary, seed)
 
 
-def asking(client: Client) -> Ask:
-    return partial(_ask, client)
+def asking(client: Client, slo_class: str = "") -> Ask:
+    return partial(_ask, client, slo_class)
 
 
 @asynccontextmanager
@@ -45,8 +46,10 @@ async def open_router(name: str, address: str, options: Options) -> AsyncIterato
         yield Opened(name, vocabulary, asking(client), {"kind": "router", "server": address, "model": model})
 
 
-async def _ask(client: Client, prompt_ids: Sequence[int], output_tokens: int, heard: Heard | None = None) -> Answer:
-    async with aclosing(client.generate(prompt_ids, greedy(output_tokens))) as chunks:
+async def _ask(
+    client: Client, slo_class: str, prompt_ids: Sequence[int], output_tokens: int, heard: Heard | None = None
+) -> Answer:
+    async with aclosing(client.generate(prompt_ids, greedy(output_tokens), slo_class=slo_class)) as chunks:
         async for chunk in chunks:
             if heard is not None:
                 heard(chunk.token_ids)

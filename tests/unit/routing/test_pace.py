@@ -7,6 +7,7 @@ import pytest
 from splitserve.core.worker import Objectives, Pace
 from splitserve.latency.linear import LinearLatency
 from splitserve.latency.model import Step, pairs
+from splitserve.routing.lengths import FEWEST
 from splitserve.routing.pace import MOST_SLOWDOWN, Batch, PacedJobs
 from splitserve.routing.slack import ITL_MARGIN, LEAST_CHUNK, STEPS_WITHOUT, TOKENS_IN_HAND
 
@@ -18,7 +19,12 @@ TPOT_S = 0.02
 
 @pytest.fixture
 def jobs() -> PacedJobs:
-    return PacedJobs(LATENCY)
+    """Of which enough have ended, with one token each, that none is expected to go on."""
+    found = PacedJobs(LATENCY)
+    for number in range(FEWEST):
+        found.add(str(number), Objectives(tpot_s=TPOT_S), waits_for_kv=False, now=0.0)
+        found.end(str(number), output_tokens=1)
+    return found
 
 
 def decode(jobs: PacedJobs, name: str, objectives: Objectives, made: int = 1, at: float = 0.0) -> None:
@@ -101,11 +107,20 @@ def test_one_that_is_late_already_holds_up_nobody(jobs: PacedJobs) -> None:
 def test_an_urgent_prompt_spends_what_half_of_the_outputs_will_make_up_for(jobs: PacedJobs) -> None:
     """Of twenty outputs half had 20 tokens and half 200: all but a tenth save little, half of them much."""
     for number in range(40):
-        jobs.add(f"e{number}", Objectives(), waits_for_kv=False, now=0.0)
+        jobs.add(f"e{number}", Objectives(tpot_s=TPOT_S), waits_for_kv=False, now=0.0)
         jobs.end(f"e{number}", 20 if number % 2 else 200)
     decode(jobs, "d", Objectives(tpot_s=TPOT_S))
     calm, urgent = chunk(jobs, now=0.0), chunk(jobs, now=0.0, due_in_s=0.6)
     assert 0 < calm < urgent
+
+
+def test_outputs_of_jobs_without_objectives_say_nothing_of_those_that_have_some(jobs: PacedJobs) -> None:
+    decode(jobs, "d", Objectives(tpot_s=TPOT_S))
+    before = chunk(jobs, now=0.0)
+    for number in range(40):
+        jobs.add(f"e{number}", Objectives(first_token_s=1.0), waits_for_kv=False, now=0.0)
+        jobs.end(f"e{number}", 2000)
+    assert chunk(jobs, now=0.0) == before
 
 
 def test_a_preempted_decode_does_not_hold_up_the_reading_of_its_own_tokens(jobs: PacedJobs) -> None:

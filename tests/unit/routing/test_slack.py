@@ -1,13 +1,26 @@
 """What decodes leave of a step."""
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from splitserve.core.worker import StepCost
+from splitserve.latency.cost import latency_of
 from splitserve.latency.linear import LinearLatency
 from splitserve.latency.model import Step, pairs
 from splitserve.routing.lengths import OutputLengths
-from splitserve.routing.slack import LEAST_CHUNK, TOKENS_IN_HAND, chunk_within, is_urgent, slack_of
+from splitserve.routing.slack import (
+    FIRST_OUTPUTS,
+    LEAST_CHUNK,
+    TIMES_THE_START,
+    TOKENS_IN_HAND,
+    chunk_within,
+    is_urgent,
+    least_chunk,
+    slack_of,
+)
 
 LATENCY = LinearLatency(fixed_s=0.006, prefill_token_s=0.00025, decode_token_s=0.0005, prefill_pair_s=1e-9)
 NONE_ENDED = OutputLengths()
@@ -23,7 +36,7 @@ def all_of(tokens: int) -> OutputLengths:
 
 def test_slack_is_what_is_left_until_the_next_token_is_due_less_a_few_tokens() -> None:
     """Ten tokens at 20 ms each; they took 150 ms."""
-    assert slack_of(0.15, TEN, 0.02, 0.01, NONE_ENDED, 0.1) == pytest.approx(0.05)
+    assert slack_of(0.15, TEN, 0.02, 0.01, all_of(TEN), 0.1) == pytest.approx(0.05)
 
 
 def test_a_decode_that_is_late_has_less_than_none() -> None:
@@ -33,6 +46,15 @@ def test_a_decode_that_is_late_has_less_than_none() -> None:
 def test_what_its_remaining_steps_will_save_counts() -> None:
     """Ninety more tokens of 10 ms, with 20 ms for each."""
     assert slack_of(0.15, TEN, 0.02, 0.01, all_of(TEN + 90), 0.1) == pytest.approx(0.05 + 90 * 0.01)
+
+
+def test_until_outputs_have_ended_they_are_taken_to_be_short() -> None:
+    assert slack_of(0.0, 2, 0.02, 0.01, NONE_ENDED, 0.1) == pytest.approx(
+        (2 - TOKENS_IN_HAND) * 0.02 + (FIRST_OUTPUTS - 2) * 0.01
+    )
+    assert slack_of(0.0, FIRST_OUTPUTS, 0.02, 0.01, NONE_ENDED, 0.1) == pytest.approx(
+        (FIRST_OUTPUTS - TOKENS_IN_HAND) * 0.02
+    )
 
 
 def test_steps_longer_than_the_objective_save_nothing() -> None:
@@ -66,3 +88,16 @@ def test_a_chunk_fits_the_time_and_is_nearly_the_largest_that_does(
         assert step_s(chunk) <= slack_s
     if chunk < most:
         assert step_s(max(min(LEAST_CHUNK, most), chunk + chunk // 16 + 1)) > slack_s
+
+
+def test_where_every_chunk_costs_something_the_least_is_so_large_that_its_tokens_cost_more() -> None:
+    """6.6 ms for each chunk, and 0.3 ms for each token of it."""
+    cost = StepCost(0.008, 0.0066, 0.0003, inf, 0.0, 0.0, 0.0, 0.001, inf, 0.0, 0.0, 1)
+    found = least_chunk(latency_of(cost))
+    assert found * 0.0003 == pytest.approx(TIMES_THE_START * 0.0066, rel=0.01)
+    assert chunk_within(latency_of(cost), 0.04, 4, 1000, 0, 512, found) == 0
+    assert chunk_within(latency_of(cost), 0.07, 4, 1000, 0, 512, found) >= found
+
+
+def test_where_chunks_cost_nothing_but_their_tokens_they_may_be_small() -> None:
+    assert least_chunk(LATENCY) == LEAST_CHUNK

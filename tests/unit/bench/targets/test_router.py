@@ -29,11 +29,13 @@ class FakeClient:
 
     def __init__(self) -> None:
         self.asked: list[tuple[list[int], SamplingParams]] = []
+        self.classes: set[str] = set()
         self.closed = 0
 
     async def generate(
-        self, prompt: Sequence[int], sampling: SamplingParams | None = None
+        self, prompt: Sequence[int], sampling: SamplingParams | None = None, *, slo_class: str = ""
     ) -> AsyncGenerator[Chunk, None]:
+        self.classes.add(slo_class)
         assert sampling is not None
         assert sampling.max_tokens is not None
         self.asked.append((list(prompt), sampling))
@@ -55,6 +57,13 @@ def test_the_router_is_asked_for_exactly_the_output_wanted() -> None:
     assert found.tokens.tolist() == [4, 5, 6]
     assert (found.count(Ending.DONE), found.short) == (3, 0)
     assert found.timelines.ttft_s == pytest.approx([1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("slo_class", ["", "batch"])
+def test_requests_are_of_the_class_that_is_named(slo_class: str) -> None:
+    client = FakeClient()
+    run_virtually(run(REQUESTS, to_router(client, REQUESTS, vocabulary=100, slo_class=slo_class)))
+    assert client.classes == {slo_class}
 
 
 def test_a_stream_left_early_closes_the_clients() -> None:

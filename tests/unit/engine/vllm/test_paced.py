@@ -13,6 +13,7 @@ from splitserve.engine.vllm import paced as module
 from splitserve.engine.vllm.paced import Bound, Paced
 from splitserve.kv.job_params import DESTINATION, job_params, pace_params
 from splitserve.latency.linear import LinearLatency
+from splitserve.routing.lengths import FEWEST
 from splitserve.routing.pace import Batch, PacedJobs
 from splitserve.routing.slack import LEAST_CHUNK, STEPS_WITHOUT, TOKENS_IN_HAND
 
@@ -76,6 +77,9 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.jobs = PacedJobs(LATENCY)
+        for number in range(FEWEST):  # enough have ended for nobody to be expected to go on
+            self.jobs.add(str(number), PATIENT, waits_for_kv=False, now=0.0)
+            self.jobs.end(str(number), output_tokens=1)
         self.paced = Paced(self.jobs, self.decode_tokens, self.told.append)
 
     def add(
