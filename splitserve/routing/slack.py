@@ -53,9 +53,10 @@ def least_chunk(latency: StepLatency) -> int:
         latency.step_s(Step(tokens, pairs(tokens, 0), min(tokens, 1), 1, 0)) for tokens in (0, 1, 257)
     )
     token_s = (more_s - one_s) / 256
-    return (
-        LEAST_CHUNK if token_s <= 0.0 else max(LEAST_CHUNK, int(TIMES_THE_START * (one_s - token_s - step_s) / token_s))
-    )
+    if token_s <= 0.0:
+        return LEAST_CHUNK
+    start_s = one_s - token_s - step_s
+    return max(LEAST_CHUNK, int(TIMES_THE_START * start_s / token_s))
 
 
 def chunk_within(
