@@ -19,9 +19,10 @@ from splitserve.core.errors import Limit, Overloaded, SplitserveError, Unavailab
 from splitserve.core.worker import Pool, Ticket, WorkerInfo
 from splitserve.routing.fleet import Fleet
 from splitserve.routing.line import Place
+from splitserve.routing.mix import Mix
 from splitserve.routing.policy import choose, choose_target
 from splitserve.routing.promise import Promise
-from splitserve.routing.route import Need, NoRoute, Route, Wait
+from splitserve.routing.route import AS_IT_IS, Need, NoRoute, Route, Wait
 
 _SHORTEST_RETRY_S = 0.5
 _LONGEST_RETRY_S = 30.0
@@ -95,6 +96,7 @@ class WaitingRequests:
         self._limit = limit
         self._clock = clock
         self._random = Random()
+        self._mix = Mix()
         self._waiters: list[_Waiter] = []
         self._picky: dict[Need, list[_Waiter]] = {}  # by what they want, their tokens apart
         self._number = 0
@@ -191,6 +193,9 @@ class WaitingRequests:
             sentence = f"{len(self)} requests are waiting, the most this router keeps"
             raise Overloaded(sentence, self._retry_after_s(), Limit.QUEUE)
         self._number += 1
+        if ask.need.has_objectives:
+            cached = max(ask.need.cached.values(), default=0)
+            self._mix.add(ask.need.tokens - cached, ask.need.output_tokens, ask.first_token_s)
         place = Place.of(ask.priority, ask.arrived_at, ask.first_token_s, self._number)
         if self._is_late(ask, self._turn_in_s(place)):
             raise self._too_late(ask)
@@ -231,7 +236,9 @@ class WaitingRequests:
 
     def _choose(self, need: Need) -> Route | Wait | NoRoute:
         now = self._clock()
-        choice = choose(self._fleet.sample(now, self._random, need.wanted), need, now)
+        seen = self._fleet.sample(now, self._random, need.wanted)
+        split = self._fleet.split(self._mix, seen, need.tpot_s) if need.has_objectives else AS_IT_IS
+        choice = choose(seen, need, now, split)
         if isinstance(choice, NoRoute):  # a sample can't say that nobody is left
             return choose(self._fleet.candidates(now), need, now)
         return choice

@@ -23,11 +23,13 @@ many prompts share is soon cached by as many workers as they keep busy.
 """
 
 from collections.abc import Sequence
+from math import ceil
+from operator import attrgetter
 
 from splitserve.latency.model import LatencyModel
-from splitserve.routing.candidate import Candidate
-from splitserve.routing.outlook import LEAST_TOKENS_TO_MOVE, alone_s
-from splitserve.routing.route import Need, Route
+from splitserve.routing.candidate import Candidate, outlooks
+from splitserve.routing.outlook import LEAST_TOKENS_TO_MOVE, Outlook, alone_s
+from splitserve.routing.route import AS_IT_IS, Need, Route, Split
 
 AHEAD_S = 0.0  # so long before a worker has read its prompts it gets the next one
 IN_HAND = 0.3  # of the time that the prompt alone takes: as much is to be left when the first token is out
@@ -35,6 +37,8 @@ NEARLY = 0.05  # of the same: routes that take no longer than the soonest and th
 BESIDE = 0.05  # what each decode beside a prompt adds to the prompt's cost, as a share
 HAND_OVER = 4  # steps of who takes a prompt, that a worker with decodes of its own has read, in the route's cost
 DELAY = 0.1  # what a second until the first token adds to a route's cost, in seconds: waiting has its risks
+
+_DECODES = attrgetter("decodes")
 
 # Who reads, and what that means: seconds until it is read, seconds of its time, whether it is busy yet.
 _Reader = tuple[Candidate, float, float, bool]
@@ -44,10 +48,10 @@ _Target = tuple[Candidate, float, float, float]
 _Option = tuple[float, int, float, _Reader, Candidate]
 
 
-def choose_adaptive(candidates: Sequence[Candidate], need: Need, now: float) -> Route | None:
+def choose_adaptive(candidates: Sequence[Candidate], need: Need, now: float, split: Split = AS_IT_IS) -> Route | None:
     """None if the request is to wait. Every candidate's latency is known."""
     prompt = _PromptTimes(need)
-    options, readers, target = _looked_at(candidates, need, prompt, now)
+    options, readers, target = _looked_at(candidates, need, prompt, now, split)
     if target is not None and not need.alone and need.tokens >= LEAST_TOKENS_TO_MOVE:
         decode, step_s, decode_cost_s, queue_s = target
         for reader in readers:
@@ -61,39 +65,57 @@ def choose_adaptive(candidates: Sequence[Candidate], need: Need, now: float) -> 
 
 
 def _looked_at(
-    candidates: Sequence[Candidate], need: Need, prompt: "_PromptTimes", now: float
+    candidates: Sequence[Candidate], need: Need, prompt: "_PromptTimes", now: float, split: Split
 ) -> tuple[list[_Option], list[_Reader], _Target | None]:
     """Who may do it all, who may read for another, and the busiest that takes one more decode."""
     tokens, output_tokens, tpot_s, cached = need.tokens, need.output_tokens, need.tpot_s, need.cached
     options: list[_Option] = []
     readers: list[_Reader] = []
     target: _Target | None = None
-    longest_s = 0.0
-    for each in candidates:
+    best = (False, -1.0)  # of targets so far: whether it should go on to decode, and its step
+    looks = outlooks(candidates)
+    ending = _ending(looks, split.keep) if split.keep < 1.0 else ()
+    latency, alone_s = None, 0.0
+    for each, look in zip(candidates, looks, strict=True):
         if not each.accepting:
             continue
-        look = each.outlook
-        prompt_s = prompt.alone_s(each.latency) * look.slowdown
+        if each.latency is not latency:
+            latency = each.latency
+            alone_s = prompt.rest_s(latency, 0)
+        prompt_s = alone_s * look.slowdown
         queue_s = each.read_until - now if look.reads and each.read_until > now else 0.0
         ahead_s = AHEAD_S
         if cached and each.info.uuid in cached:
-            rest_s = prompt.rest_s(each.latency, cached[each.info.uuid]) * look.slowdown
+            rest_s = prompt.rest_s(latency, cached[each.info.uuid]) * look.slowdown
             if queue_s <= prompt_s - rest_s:
                 prompt_s, ahead_s = rest_s, prompt_s - rest_s
         read_s = queue_s + look.read_s(prompt_s)
-        cost_s = prompt_s * (1.0 + BESIDE * look.decodes)
+        decodes = look.decodes
+        cost_s = prompt_s * (1.0 + BESIDE * decodes)
         reader = each, read_s, cost_s, queue_s > ahead_s
         if tokens <= look.starts:
             readers.append(reader)
         step_s = look.step_with_s(tokens)
-        if look.decodes and not look.keeps(step_s, tpot_s if tpot_s < each.tpot_s else each.tpot_s):
-            continue
-        decode_cost_s = output_tokens * (step_s - look.step_s)
-        if look.decodes and step_s > longest_s and tokens <= look.parks:
-            target, longest_s = (each, step_s, decode_cost_s, queue_s), step_s
+        decode_cost_s, goes_on = output_tokens * (step_s - look.step_s), True
+        if decodes:
+            if not look.keeps(step_s, tpot_s if tpot_s < each.tpot_s else each.tpot_s):
+                continue
+            goes_on = id(look) not in ending
+            if not goes_on:
+                decode_cost_s += output_tokens * look.first_s(step_s) / (decodes + 1)
+        elif split.opens:
+            decode_cost_s = output_tokens * tokens * look.context_token_s
+        if (decodes or split.opens) and (goes_on, step_s) > best and tokens <= look.parks:
+            target, best = (each, step_s, decode_cost_s, queue_s), (goes_on, step_s)
         if tokens <= look.computes and queue_s <= ahead_s:
             options.append((cost_s + decode_cost_s + DELAY * read_s, len(options), read_s, reader, each))
     return options, readers, target
+
+
+def _ending(looks: Sequence[Outlook], keep: float) -> set[int]:
+    """Of the workers that decode, by `id`, those that should not go on to: all but this share of them, the busiest."""
+    decoding = sorted([look for look in looks if look.decodes], key=_DECODES, reverse=True)
+    return set(map(id, decoding[ceil(keep * len(decoding)) :]))
 
 
 class _PromptTimes:
@@ -103,13 +125,6 @@ class _PromptTimes:
         self._tokens = need.tokens
         self._part = max(1, need.tokens // 16)
         self._known: dict[tuple[int, int], float] = {}  # by model, and how many tokens are cached
-        self._last: LatencyModel | None = None
-        self._last_s = 0.0
-
-    def alone_s(self, latency: LatencyModel | None) -> float:
-        if latency is not self._last:
-            self._last, self._last_s = latency, self.rest_s(latency, 0)
-        return self._last_s
 
     def rest_s(self, latency: LatencyModel | None, cached: int) -> float:
         """With so many tokens cached, rounded down to a sixteenth of the prompt: who has how much may differ by worker,

@@ -1,5 +1,6 @@
 """One live worker as `policy` sees it. State whose owner (`fleet`, or a simulated worker) says when it has changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -55,3 +56,8 @@ class Candidate:
         """Works its outlook out now, so that no decision has to."""
         if self.latency is not None:
             _ = self.outlook
+
+
+def outlooks(candidates: Sequence[Candidate]) -> list[Outlook]:
+    """Of each, in order. Most are worked out already, and a decision asks for dozens."""
+    return [each._outlook or each.outlook for each in candidates]

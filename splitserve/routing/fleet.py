@@ -14,9 +14,11 @@ from splitserve.kv.layout import differing_field
 from splitserve.latency.cost import latency_of
 from splitserve.routing.admission import Limits
 from splitserve.routing.candidate import Candidate
+from splitserve.routing.mix import Mix
 from splitserve.routing.outlook import alone_s
 from splitserve.routing.pace import LEAST_SLOWDOWN, MOST_SLOWDOWN
 from splitserve.routing.promise import Effect, Promise, nothing
+from splitserve.routing.route import Split
 from splitserve.routing.sample import WHOLE, Sample
 
 _NEW_STEP_WEIGHT = 0.1  # of the moving mean of a worker's steps
@@ -236,6 +238,10 @@ class Fleet:
         drawn = self._sample.draw(random)
         drawn += [self._members[uuid].candidate for uuid in also if uuid in self._members]
         return self._now(drawn, now)
+
+    def split(self, mix: Mix, seen: list[Candidate], tpot_s: float) -> Split:
+        """How many of those that get jobs are to decode."""
+        return mix.split(seen, self._sample.workers, self._sample.decoding, tpot_s)
 
     def active_at(self, uuid: str) -> float:
         """When the worker last did something for any request; -inf for one that is gone."""

@@ -43,6 +43,10 @@ class Outlook:
         """A decode step with one more sequence of so many tokens."""
         return self.next_step_s + self.context_token_s * tokens
 
+    def first_s(self, step_s: float) -> float:
+        """What a step here takes however few decodes there are, if one more makes it `step_s`."""
+        return max(0.0, self.step_s - self.decodes * (step_s - self.step_s))
+
     def is_full(self, tpot_s: float) -> bool:
         """Whether one more decode like those there would break this objective."""
         return self.decodes > 0 and not self.keeps(self.step_with_s(self.context // self.decodes), tpot_s)

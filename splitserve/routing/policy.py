@@ -16,7 +16,7 @@ from splitserve.routing.adaptive import choose_adaptive
 from splitserve.routing.admission import decode_blocks, fits_decode, fits_decode_next, fits_prefill
 from splitserve.routing.candidate import Candidate
 from splitserve.routing.outlook import LEAST_TOKENS_TO_MOVE
-from splitserve.routing.route import Need, NoRoute, Route, Wait
+from splitserve.routing.route import AS_IT_IS, Need, NoRoute, Route, Split, Wait
 
 MORE_DECODES = 1.25, 2  # times the mean, and so many: a worker with more gets no prompt for what it has cached
 
@@ -25,7 +25,9 @@ _READY = Health.READY
 _NEVER = (Health.DRAINING, Health.FAILING)  # a silent one may speak again at any moment
 
 
-def choose(everyone: Sequence[Candidate], need: Need, now: float = 0.0) -> Route | Wait | NoRoute:
+def choose(
+    everyone: Sequence[Candidate], need: Need, now: float = 0.0, split: Split = AS_IT_IS
+) -> Route | Wait | NoRoute:
     """The workers that serve the request now. With objectives, and where every worker's latency is known, by what is
     predicted (`adaptive`), whatever pools they are in. Else the least loaded of each pool, what it has cached taken off
     its load; ties go to the one that joined first. `now`: on the clock of the need's `due`."""
@@ -40,7 +42,7 @@ def choose(everyone: Sequence[Candidate], need: Need, now: float = 0.0) -> Route
         if cached is not None and _computes_next(cached, need.tokens):
             return Route(cached.info.uuid) if _computes(cached, need.tokens) else _WAIT
     if need.has_objectives and not [c for c in usable if c.latency is None]:
-        return choose_adaptive(usable, need, now) or _WAIT
+        return choose_adaptive(usable, need, now, split) or _WAIT
     prefills = [c for c in usable if c.pool is Pool.PREFILL]
     decodes = [c for c in usable if c.pool is Pool.DECODE]
     if need.alone:

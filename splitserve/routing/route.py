@@ -46,6 +46,19 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """How many workers are to decode (`mix`). `keep`: which share of those that do, the busiest, should go on to;
+    `opens`: whether one without decodes should begin to."""
+
+    keep: float = 1.0
+    opens: bool = False
+
+
+AS_IT_IS = Split()
+ONE_MORE = Split(opens=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """Worker uuids. Without `prefill` the decode worker computes the prompt itself. If it was predicted, in seconds
     from now: `read_s` until the prompt is read, `ttft_s` until the first token is out."""

@@ -13,7 +13,7 @@ from random import Random
 from splitserve.core.worker import Pool
 from splitserve.routing.candidate import Candidate
 
-WHOLE = 24  # workers of a fleet that a decision looks at one by one
+WHOLE = 16  # workers of a fleet that a decision looks at one by one
 
 
 class Doing(Enum):
@@ -25,8 +25,10 @@ class Doing(Enum):
     FULL = auto()
 
 
+_DECODES = (Doing.DECODING, Doing.FULL)
+
 # How many of each it looks at in a larger one, beside those that changed last; half as many of each of two pools.
-SHARES = {Doing.NOTHING: 5, Doing.READING: 3, Doing.DECODING: 8, Doing.FULL: 3}
+SHARES = {Doing.NOTHING: 4, Doing.READING: 2, Doing.DECODING: 6, Doing.FULL: 2}
 
 _Kind = tuple[Pool, Doing]
 
@@ -38,6 +40,7 @@ class Sample:
         self._kinds: dict[_Kind, list[Candidate]] = {}
         self._places: dict[str, tuple[_Kind, int]] = {}  # by uuid: of which kind, and where in its list
         self._latest: dict[_Kind, Candidate] = {}
+        self._decoding = 0
 
     def put(self, candidate: Candidate) -> None:
         """It is new, or something about it has changed."""
@@ -47,6 +50,7 @@ class Sample:
             members = self._kinds.setdefault(kind, [])
             self._places[candidate.info.uuid] = kind, len(members)
             members.append(candidate)
+            self._decoding += kind[1] in _DECODES
         self._latest[kind] = candidate
 
     def remove(self, candidate: Candidate) -> None:
@@ -55,6 +59,7 @@ class Sample:
         if place is None:
             return
         kind, at = place
+        self._decoding -= kind[1] in _DECODES
         members = self._kinds[kind]
         last = members.pop()
         if last is not candidate:  # the last one takes its place
@@ -64,6 +69,15 @@ class Sample:
             del self._latest[kind]
         if not members:
             del self._kinds[kind]
+
+    @property
+    def workers(self) -> int:
+        return len(self._places)
+
+    @property
+    def decoding(self) -> int:
+        """Workers with decodes."""
+        return self._decoding
 
     def draw(self, random: Random) -> list[Candidate]:
         """As many of each kind, evenly spread over it from one drawn at random, and of each the one that changed last,

@@ -21,7 +21,7 @@ ENGINE = SimSettings(step_s=0.005, prefill_token_s=0.00025, decode_token_s=0.000
 WORKERS = 4
 CLASSES = {
     "soon": SloClass(ttft_s=1.0, tpot_s=1.0),
-    "smooth": SloClass(ttft_s=30.0, tpot_s=0.1),
+    "smooth": SloClass(ttft_s=30.0, tpot_s=0.02),
     "easy": SloClass(ttft_s=60.0, tpot_s=10.0, itl_p99_s=10.0),
     "hopeless": SloClass(ttft_s=0.000001),
 }

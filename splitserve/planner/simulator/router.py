@@ -16,8 +16,9 @@ from splitserve.planner.simulator.journal import NEVER, Journal
 from splitserve.planner.simulator.prefix_cache import Change, KnownPrefixes
 from splitserve.routing.candidate import Candidate
 from splitserve.routing.line import Place
+from splitserve.routing.mix import Mix
 from splitserve.routing.policy import choose
-from splitserve.routing.route import Need, Route
+from splitserve.routing.route import AS_IT_IS, Need, Route, Split
 from splitserve.routing.sample import WHOLE, Sample
 from splitserve.workload.requests import Prefixes
 
@@ -39,6 +40,7 @@ class Router:
         self._workers: dict[str, Worker] = {}
         self._candidates: list[Candidate] = []
         self._sample: Sample | None = None  # of a large fleet
+        self._mix = Mix()
         self._longest = 0
         self._firsts: Iterator[int] = iter(())
         self._prefixes: KnownPrefixes | None = None
@@ -83,6 +85,9 @@ class Router:
         self._arrived += 1
         place = Place.of(0, journal.arrival[request], self._first_token_s(request), self._arrived)
         journal.due[request] = place.due
+        need = self._need(request)
+        cached = max(need.cached.values(), default=0)
+        self._mix.add(need.tokens - cached, need.output_tokens, self._first_token_s(request))
         heappush(self._waiting, (place, request))
         if self._slo is not None or len(self._waiting) == 1:
             self._pump()
@@ -114,7 +119,8 @@ class Router:
         while waiting:
             place, request = waiting[0]
             need = self._need(request)
-            route = choose(self._look(need), need, self._clock.now)
+            seen = self._look(need)
+            route = choose(seen, need, self._clock.now, self._split(seen, need))
             if not isinstance(route, Route):
                 return
             heappop(waiting)
@@ -131,6 +137,13 @@ class Router:
             return Need(journal.prompt[request], cached=cached)
         due, tpot_s = journal.due[request], slo.tpot_s
         return Need(journal.prompt[request], due=due, tpot_s=tpot_s, output_tokens=self._output_tokens, cached=cached)
+
+    def _split(self, seen: Sequence[Candidate], need: Need) -> Split:
+        if self._slo is None:
+            return AS_IT_IS
+        if self._sample is not None:
+            return self._mix.split(seen, self._sample.workers, self._sample.decoding, need.tpot_s)
+        return self._mix.split(seen, len(seen), sum(each.decodes > 0 for each in seen), need.tpot_s)
 
     def _look(self, need: Need) -> list[Candidate]:
         if self._sample is None:

@@ -15,7 +15,7 @@ from splitserve.routing.admission import Limits, fits_decode, fits_prefill
 from splitserve.routing.candidate import Candidate
 from splitserve.routing.outlook import alone_s
 from splitserve.routing.policy import choose
-from splitserve.routing.route import Need, NoRoute, Route, Wait
+from splitserve.routing.route import AS_IT_IS, Need, NoRoute, Route, Split, Wait
 from tests.unit.peers import peer
 
 T = TypeVar("T")
@@ -45,9 +45,9 @@ def worker(name: str, decodes: int = 0, reads_s: float = 0.0, **others: object) 
     return Candidate(info, limits, hash(kv), Pool.DECODE, health, grants, **(fields | others))  # type: ignore[arg-type]
 
 
-def chosen(fleet: list[Candidate], need: Need) -> tuple[str, str | None] | None:
+def chosen(fleet: list[Candidate], need: Need, split: Split = AS_IT_IS) -> tuple[str, str | None] | None:
     """Who decodes and who reads the prompt; None: it waits."""
-    found = choose(fleet, need, now=0.0)
+    found = choose(fleet, need, 0.0, split)
     assert not isinstance(found, NoRoute)
     return (found.decode, found.prefill) if isinstance(found, Route) else None
 
@@ -80,6 +80,28 @@ def test_a_worker_that_decodes_passes_on_what_it_reads_only_where_that_saves_mor
     fleet = [worker("a", decodes=9, reads_s=1.0), worker("b", decodes=3, slowdown=1.2)]
     assert chosen(fleet, EASY) == ("b", None)
     assert chosen(fleet, replace(EASY, output_tokens=2000)) == ("a", "b")
+
+
+def test_a_worker_begins_to_decode_where_more_are_to() -> None:
+    fleet = [worker("a", decodes=5), worker("b")]
+    assert chosen(fleet, EASY, Split(opens=True)) == ("b", None)
+    assert chosen([worker("a", decodes=5), worker("b", reads_s=1.0)], TIGHT, Split(opens=True)) == ("a", None)
+
+
+def test_a_worker_that_is_not_to_go_on_reads_for_the_one_that_is() -> None:
+    fleet = [worker("a", decodes=19), worker("b", decodes=5)]
+    assert chosen(fleet, EASY) == ("b", None)
+    assert chosen(fleet, EASY, Split(keep=0.5)) == ("a", "b")
+
+
+def test_it_decodes_all_the_same_where_nobody_else_is_in_time() -> None:
+    fleet = [worker("a", decodes=9, reads_s=1.0, slack_s=0.0), worker("b", decodes=5)]
+    assert chosen(fleet, TIGHT, Split(keep=0.5)) == ("b", None)
+
+
+def test_or_keeps_the_objective() -> None:
+    fleet = [worker("a", decodes=29, slack_s=0.0), worker("b", decodes=5)]
+    assert chosen(fleet, EASY, Split(keep=0.5)) == ("b", None)
 
 
 def test_a_worker_whose_steps_would_miss_the_tpot_objective_gets_no_more() -> None:
@@ -222,15 +244,18 @@ needs = st.builds(
 )
 
 
-@given(st.lists(workers, min_size=1, unique_by=lambda each: each.info.uuid), st.integers(0, BLOCKS), needs)
+splits = st.one_of(st.just(AS_IT_IS), st.just(Split(opens=True)), st.builds(Split, st.floats(0.001, 1.0)))
+
+
+@given(st.lists(workers, min_size=1, unique_by=lambda each: each.info.uuid), st.integers(0, BLOCKS), needs, splits)
 def test_a_request_goes_where_it_fits_and_the_same_way_in_the_same_state(
-    fleet: list[Candidate], free_blocks: int, asked: Need
+    fleet: list[Candidate], free_blocks: int, asked: Need, split: Split
 ) -> None:
     grants = fleet[0].load
     assert isinstance(grants, Load)
     fleet[0].load = replace(grants, free_blocks=free_blocks)
-    found = choose(fleet, asked, 0.0)
-    assert found == choose(fleet, asked, 0.0)
+    found = choose(fleet, asked, 0.0, split)
+    assert found == choose(fleet, asked, 0.0, split)
     if not isinstance(found, Route):
         assert found == Wait()
         return
@@ -246,10 +271,12 @@ def test_a_request_goes_where_it_fits_and_the_same_way_in_the_same_state(
         assert fits_prefill(reader.load, asked.tokens, block)
 
 
-@given(st.lists(workers, min_size=1, unique_by=lambda each: each.info.uuid), needs)
-def test_an_idle_worker_is_never_left_idle_by_a_request_that_would_be_late(fleet: list[Candidate], asked: Need) -> None:
+@given(st.lists(workers, min_size=1, unique_by=lambda each: each.info.uuid), needs, splits)
+def test_an_idle_worker_is_never_left_idle_by_a_request_that_would_be_late(
+    fleet: list[Candidate], asked: Need, split: Split
+) -> None:
     idle = worker("idle", slack_s=inf)
-    found = choose([*fleet, idle], replace(asked, due=-1.0), 0.0)
+    found = choose([*fleet, idle], replace(asked, due=-1.0), 0.0, split)
     assert isinstance(found, Route)
 
 
@@ -283,13 +310,13 @@ in_reach = st.builds(  # in about the time that it takes
 
 
 @settings(max_examples=300)
-@given(mixed_fleets, st.one_of(needs, in_reach), names, names)
+@given(mixed_fleets, st.one_of(needs, in_reach), names, names, splits)
 def test_a_route_is_whole_and_of_workers_that_are_there_and_take_it(
-    fleet: list[Candidate], asked: Need, exclude: frozenset[str], avoid: frozenset[str]
+    fleet: list[Candidate], asked: Need, exclude: frozenset[str], avoid: frozenset[str], split: Split
 ) -> None:
     asked = replace(asked, exclude=exclude, avoid=avoid)
-    found = choose(fleet, asked, 0.0)
-    assert found == choose(fleet, asked, 0.0)
+    found = choose(fleet, asked, 0.0, split)
+    assert found == choose(fleet, asked, 0.0, split)
     if not isinstance(found, Route):
         return
     by_name = {each.info.uuid: each for each in fleet}
@@ -308,11 +335,11 @@ def test_a_route_is_whole_and_of_workers_that_are_there_and_take_it(
         )
 
 
-@given(st.lists(workers, unique_by=lambda each: each.info.uuid), in_reach)
-def test_what_an_idle_worker_could_serve_in_time_is_in_time(fleet: list[Candidate], asked: Need) -> None:
+@given(st.lists(workers, unique_by=lambda each: each.info.uuid), in_reach, splits)
+def test_what_an_idle_worker_could_serve_in_time_is_in_time(fleet: list[Candidate], asked: Need, split: Split) -> None:
     """However many others there are: a route may be later because it costs less, but not late."""
     alone = alone_s(LATENCY, asked.tokens)
-    found = choose([*fleet, worker("idle")], asked, 0.0)
+    found = choose([*fleet, worker("idle")], asked, 0.0, split)
     if alone <= asked.due and isinstance(found, Route):
         assert found.ttft_s <= asked.due
 

@@ -116,6 +116,8 @@ def test_only_who_is_there_is_drawn_and_some_of_every_kind_that_there_is(
             old.changed()
         here[number] = old or now
         sample.put(here[number])
+    assert sample.workers == len(here)
+    assert sample.decoding == sum(each.decodes > 0 for each in here.values())
     drawn = sample.draw(Random(seed))
     assert all(any(each is other for other in here.values()) for each in drawn)
     kinds = {(each.pool, doing(each)) for each in here.values()}

@@ -1,11 +1,13 @@
 """One colocated worker, simulated one step at a time and as plainly as can be: what the fast simulator must agree with.
 
-Memory is endless here. First come, first served; decodes go before prompts; a prompt's last chunk makes a token.
+Memory is endless here. First come, first served, and the router binds two steps of prompts ahead; decodes go before
+prompts; a prompt's last chunk makes a token.
 """
 
 from dataclasses import dataclass
 
 from splitserve.latency.model import LatencyModel, PrefillChunk, Step
+from splitserve.routing.admission import PREFILL_STEPS_AHEAD
 from splitserve.workload.requests import Requests
 
 
@@ -24,11 +26,13 @@ def stepwise(latency: LatencyModel, requests: Requests, max_batched_tokens: int)
     first, last = [0.0] * len(coming), [0.0] * len(coming)
     waiting: list[_Request] = []
     running: list[_Request] = []
-    now = 0.0
+    now, ahead_limit = 0.0, PREFILL_STEPS_AHEAD * max_batched_tokens  # prompt tokens that the router binds
     while coming or waiting or running:
         if not waiting and not running:
             now = max(now, float(requests.arrival_s[coming[0].number]))
-        while coming and requests.arrival_s[coming[0].number] <= now:
+        ahead = sum(request.prompt for request in waiting)
+        while coming and requests.arrival_s[coming[0].number] <= now and ahead < ahead_limit:
+            ahead += coming[0].prompt
             waiting.append(coming.pop(0))
         budget = max_batched_tokens - len(running)
         chunks, computing = [], []

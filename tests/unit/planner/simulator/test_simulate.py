@@ -83,10 +83,8 @@ def test_the_fast_simulation_agrees_with_one_step_at_a_time(
     first, last = stepwise(LATENCY, served, chunk)
     alone = deployment(worker(Role.COLOCATED, kv_blocks=100_000, max_batched_tokens=chunk))
     timelines = simulate(alone, served).timelines
-    waits = served.prompt_tokens.sum() > 2 * chunk  # the router binds no more than two steps of prompts ahead
-    tolerance = 0.02 if waits else 1e-9
-    np.testing.assert_allclose(timelines.first_token, first, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(timelines.last_token, last, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(timelines.first_token, first, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(timelines.last_token, last, rtol=1e-9, atol=1e-9)
 
 
 def test_a_server_without_batching_waits_as_m_d_1_says() -> None:
