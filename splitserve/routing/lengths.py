@@ -2,9 +2,11 @@
 
 from bisect import bisect_right, insort
 from collections import deque
+from math import log1p
 
 WINDOW = 512  # outputs
 FEWEST = 16  # of them that say anything
+FIRST = 300  # tokens, that outputs are taken to have on average before any has ended
 
 
 class OutputLengths:
@@ -34,3 +36,12 @@ class OutputLengths:
         if count < FEWEST:
             return 0
         return self._sorted[beyond + int(share * count)] - made
+
+    def to_come(self, made: int, share: float, running: int) -> int:
+        """The same; while too few have ended to tell, of any output, `running` tokens having been made by those that
+        have not. Then the more tokens were made and the fewer of them were the last, the longer outputs are taken to
+        be, and each token to be the last as well as any other."""
+        ended = self._sorted
+        if self.known:
+            return self.remaining(made, share)
+        return int(-log1p(-share) * (FIRST + sum(ended) + running) / (1 + len(ended)))

@@ -156,13 +156,14 @@ class PacedJobs:
         outputs may turn out too short; infinite if none has any. `step_s`: what a step without prompts takes. `reads`:
         the job whose tokens are read; if it was preempted, its own objectives speak for that."""
         least_s = inf
+        running = 0 if self._lengths.known else sum(job.made for job in self._bound.values())
         for job_id, job in self._bound.items():
             if job_id == reads:
                 continue
             allowed_s, since_first_s = job.objectives.step_s, now - job.first_token_at
             least_s = min(least_s, job.objectives.itl_s * ITL_MARGIN)
             if due_in_s(since_first_s, job.made, allowed_s) < least_s:  # what is still to come only adds to that
-                slack_s = slack_of(since_first_s, job.made, allowed_s, step_s, self._lengths, share)
+                slack_s = slack_of(since_first_s, job.made, allowed_s, step_s, self._lengths, share, running)
                 least_s = min(least_s, slack_s)
         return least_s
 

@@ -18,20 +18,18 @@ TIMES_THE_START = 6  # times what a chunk costs however short it is: so much its
 STEPS_WITHOUT = 16  # so many steps in a row may compute none: a prompt goes on however late the decodes are
 TOKENS_IN_HAND = 4  # of a decode's time, since what a step takes is only predicted
 ITL_MARGIN = 0.95  # of ITL objectives, for the same reason
-FIRST_OUTPUTS = 32  # tokens that outputs are taken to have while too few have ended to tell
 TOO_SHORT = 0.1  # share of outputs that may end before they have made up for a prompt
 URGENT_TOO_SHORT = 0.5  # for a prompt that would be late otherwise: then one request's objective stands against another
 
 
 def slack_of(
-    since_first_s: float, made: int, tpot_s: float, step_s: float, lengths: OutputLengths, share: float
+    since_first_s: float, made: int, tpot_s: float, step_s: float, lengths: OutputLengths, share: float, running: int
 ) -> float:
     """Of one decode, in seconds: its first token came out so long ago, `made` are out by now, a step without prompts
-    takes `step_s`. All but a `share` of the outputs that are longer than this one is now will still keep `tpot_s`."""
+    takes `step_s`. All but a `share` of the outputs that are longer than this one is now will still keep `tpot_s`.
+    `running`: tokens made by all outputs that have not ended."""
     spare_s = tpot_s - step_s
-    to_come = 0
-    if spare_s > 0.0:
-        to_come = lengths.remaining(made, share) if lengths.known else max(0, FIRST_OUTPUTS - made)
+    to_come = lengths.to_come(made, share, running) if spare_s > 0.0 else 0
     return due_in_s(since_first_s, made, tpot_s) + to_come * spare_s
 
 

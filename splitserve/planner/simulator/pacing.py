@@ -49,8 +49,9 @@ class Pacing:
             return NEVER
         decodes, now, tpot_s, lengths = self._decodes, self._clock.now, self._tpot_s, self._lengths
         step_s = self._decode_s(decodes.count, decodes.context)
+        running = 0 if lengths.known else sum(map(decodes.made_by, self._paced))
         return min(
-            slack_of(now - each.first_token, decodes.made_by(each), tpot_s, step_s, lengths, share)
+            slack_of(now - each.first_token, decodes.made_by(each), tpot_s, step_s, lengths, share, running)
             for each in self._paced
         )
 

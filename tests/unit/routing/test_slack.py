@@ -12,7 +12,6 @@ from splitserve.latency.linear import LinearLatency
 from splitserve.latency.model import Step, pairs
 from splitserve.routing.lengths import OutputLengths
 from splitserve.routing.slack import (
-    FIRST_OUTPUTS,
     LEAST_CHUNK,
     TIMES_THE_START,
     TOKENS_IN_HAND,
@@ -36,29 +35,27 @@ def all_of(tokens: int) -> OutputLengths:
 
 def test_slack_is_what_is_left_until_the_next_token_is_due_less_a_few_tokens() -> None:
     """Ten tokens at 20 ms each; they took 150 ms."""
-    assert slack_of(0.15, TEN, 0.02, 0.01, all_of(TEN), 0.1) == pytest.approx(0.05)
+    assert slack_of(0.15, TEN, 0.02, 0.01, all_of(TEN), 0.1, 0) == pytest.approx(0.05)
 
 
 def test_a_decode_that_is_late_has_less_than_none() -> None:
-    assert slack_of(0.25, TEN, 0.02, 0.03, NONE_ENDED, 0.1) == pytest.approx(-0.05)
+    assert slack_of(0.25, TEN, 0.02, 0.03, NONE_ENDED, 0.1, 0) == pytest.approx(-0.05)
 
 
 def test_what_its_remaining_steps_will_save_counts() -> None:
     """Ninety more tokens of 10 ms, with 20 ms for each."""
-    assert slack_of(0.15, TEN, 0.02, 0.01, all_of(TEN + 90), 0.1) == pytest.approx(0.05 + 90 * 0.01)
+    assert slack_of(0.15, TEN, 0.02, 0.01, all_of(TEN + 90), 0.1, 0) == pytest.approx(0.05 + 90 * 0.01)
 
 
-def test_until_outputs_have_ended_they_are_taken_to_be_short() -> None:
-    assert slack_of(0.0, 2, 0.02, 0.01, NONE_ENDED, 0.1) == pytest.approx(
-        (2 - TOKENS_IN_HAND) * 0.02 + (FIRST_OUTPUTS - 2) * 0.01
-    )
-    assert slack_of(0.0, FIRST_OUTPUTS, 0.02, 0.01, NONE_ENDED, 0.1) == pytest.approx(
-        (FIRST_OUTPUTS - TOKENS_IN_HAND) * 0.02
+def test_until_outputs_have_ended_it_counts_what_is_expected_of_them() -> None:
+    expected = NONE_ENDED.to_come(2, 0.1, 1000)
+    assert slack_of(0.0, 2, 0.02, 0.01, NONE_ENDED, 0.1, 1000) == pytest.approx(
+        (2 - TOKENS_IN_HAND) * 0.02 + expected * 0.01
     )
 
 
 def test_steps_longer_than_the_objective_save_nothing() -> None:
-    assert slack_of(0.15, TEN, 0.02, 0.03, all_of(100), 0.1) == pytest.approx(0.05)
+    assert slack_of(0.15, TEN, 0.02, 0.03, all_of(100), 0.1, 0) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(
