@@ -96,15 +96,15 @@ def _looked_at(
         if tokens <= look.starts:
             readers.append(reader)
         step_s = look.step_with_s(tokens)
-        decode_cost_s, goes_on = output_tokens * (step_s - look.step_s), True
+        decode_cost_s, goes_on = output_tokens * (look.decode_s + tokens * look.context_token_s), True
         if decodes:
             if not look.keeps(step_s, tpot_s if tpot_s < each.tpot_s else each.tpot_s):
                 continue
             goes_on = id(look) not in ending
             if not goes_on:
-                decode_cost_s += output_tokens * look.first_s(step_s) / (decodes + 1)
-        elif split.opens:
-            decode_cost_s = output_tokens * tokens * look.context_token_s
+                decode_cost_s += output_tokens * look.first_s / (decodes + 1)
+        elif not split.opens:
+            decode_cost_s = output_tokens * step_s
         if (decodes or split.opens) and (goes_on, step_s) > best and tokens <= look.parks:
             target, best = (each, step_s, decode_cost_s, queue_s), (goes_on, step_s)
         if tokens <= look.computes and queue_s <= ahead_s:

@@ -18,14 +18,13 @@ from math import sqrt
 from splitserve.latency.model import LatencyModel, Step
 from splitserve.routing.adaptive import IN_HAND
 from splitserve.routing.candidate import Candidate
-from splitserve.routing.outlook import alone_s
+from splitserve.routing.outlook import FEW, alone_s, decode_s
 from splitserve.routing.route import AS_IT_IS, ONE_MORE, Split
 
 WINDOW = 32  # requests, of the moving means
 REFRESH = 128  # requests, after which it is worked out anew; before that at each power of two
 LARGEST = 32  # workers; a larger fleet is split as one of so many
 SEEN = 8  # workers that stand for all
-FEW, MANY = 8, 16  # decodes, between which steps are taken to grow by as much for each
 LONGEST_TTFT_S = 60.0  # an objective that is longer, or none, counts as this
 WAIT_P90 = 2.67  # of the mean wait, with lengths that vary as those of prompts do
 _BUSY = (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.3, 0.2, 0.1)
@@ -108,10 +107,9 @@ class Mix:
 
     def _costs_on(self, latency: LatencyModel) -> tuple[float, float, float]:
         context = self._tokens + self._output_tokens / 2.0
-        few_s, many_s = (latency.step_s(Step(0, 0, 0, count, int(count * context))) for count in (FEW, MANY))
-        decode_s = max(1e-9, (many_s - few_s) / (MANY - FEW))
-        first_s = max(0.0, few_s - FEW * decode_s)
-        return first_s, decode_s * max(1.0, self._output_tokens), alone_s(latency, max(1, int(self._tokens)))
+        each_s = max(1e-9, decode_s(latency, context))
+        first_s = max(0.0, latency.step_s(Step(0, 0, 0, FEW, int(FEW * context))) - FEW * each_s)
+        return first_s, each_s * max(1.0, self._output_tokens), alone_s(latency, max(1, int(self._tokens)))
 
 
 @lru_cache(maxsize=4096)

@@ -12,6 +12,7 @@ LEAST_RATE = 0.05  # of full speed: what prompts get beside decodes at least (`s
 LEAST_TOKENS_TO_MOVE = 2  # the last token's KV is recomputed where it is decoded: of one token nothing is left to move
 FULL, OVERFULL = 0.9, 1.05  # of the TPOT objective: how long a step may become; the more where decodes have slack
 AMPLE_SLACK = 10  # in TPOT objectives: from there on a worker may be overfull
+FEW, MANY = 8, 16  # decodes, between which a step is taken to grow as it does with many
 _TOKENS = 1024  # of the prompt, and of the context, that slopes are taken from
 
 
@@ -19,15 +20,16 @@ _TOKENS = 1024  # of the prompt, and of the context, that slopes are taken from
 class Outlook:
     """Seconds, and tokens.
 
-    `decodes`: running or promised; `step_s` a decode step of theirs, `next_step_s` with one more, `context_token_s` for
-    each token that it brings. `slack_s`: for how long prompts may be read at full speed, and `rate` at which share of
-    it after that. `starts`, `parks` and `computes`: of how many tokens at most a prefill, a decode that waits for KV,
-    and one that computes its prompt is taken now; below 0: none.
+    `decodes`: running or promised; `step_s` a decode step of theirs, `next_step_s` with one more, `decode_s` what each
+    of many adds to it, `context_token_s` each token that it brings. `slack_s`: for how long prompts may be read at full
+    speed, and `rate` at which share of it after that. `starts`, `parks` and `computes`: of how many tokens at most a
+    prefill, a decode that waits for KV, and one that computes its prompt is taken now; below 0: none.
     """
 
     decodes: int
     step_s: float
     next_step_s: float
+    decode_s: float
     context_token_s: float
     slack_s: float
     rate: float
@@ -43,9 +45,10 @@ class Outlook:
         """A decode step with one more sequence of so many tokens."""
         return self.next_step_s + self.context_token_s * tokens
 
-    def first_s(self, step_s: float) -> float:
-        """What a step here takes however few decodes there are, if one more makes it `step_s`."""
-        return max(0.0, self.step_s - self.decodes * (step_s - self.step_s))
+    @property
+    def first_s(self) -> float:
+        """What a step here takes however few decodes there are."""
+        return max(0.0, self.step_s - self.decodes * self.decode_s - self.context * self.context_token_s)
 
     def is_full(self, tpot_s: float) -> bool:
         """Whether one more decode like those there would break this objective."""
@@ -88,6 +91,7 @@ def outlook(latency: LatencyModel, slowdown: float, held: Held, load: Room, limi
         decodes=decodes,
         step_s=step_s,
         next_step_s=next_step_s,
+        decode_s=decode_s(latency) * slowdown,
         context_token_s=(more_s - next_step_s) / _TOKENS,
         slack_s=max(0.0, held.slack_s),
         rate=max(LEAST_RATE, 1.0 - step_s / held.tpot_s),
@@ -99,6 +103,12 @@ def outlook(latency: LatencyModel, slowdown: float, held: Held, load: Room, limi
         parks=parks,
         computes=computes,
     )
+
+
+def decode_s(latency: StepLatency, context: float = 0.0) -> float:
+    """What each of many decodes with so many tokens adds to a step."""
+    few_s, many_s = (latency.step_s(Step(0, 0, 0, count, int(count * context))) for count in (FEW, MANY))
+    return (many_s - few_s) / (MANY - FEW)
 
 
 def alone_s(latency: StepLatency, tokens: int, cached: int = 0) -> float:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitserve.core.fleet import Health
-from splitserve.core.worker import KvFormat, KvMode, Load, Pool, WorkerInfo
+from splitserve.core.worker import KvFormat, KvMode, Load, Pool, StepCost, WorkerInfo
+from splitserve.latency.cost import latency_of
 from splitserve.latency.linear import LinearLatency
 from splitserve.routing.admission import Limits, fits_decode, fits_prefill
 from splitserve.routing.candidate import Candidate
@@ -80,6 +81,13 @@ def test_a_worker_that_decodes_passes_on_what_it_reads_only_where_that_saves_mor
     fleet = [worker("a", decodes=9, reads_s=1.0), worker("b", decodes=3, slowdown=1.2)]
     assert chosen(fleet, EASY) == ("b", None)
     assert chosen(fleet, replace(EASY, output_tokens=2000)) == ("a", "b")
+
+
+def test_the_least_busy_of_those_that_decode_takes_it_though_a_busy_one_hardly_notices() -> None:
+    """The first four decodes add 2 ms to a step, those after them half as much."""
+    cost = StepCost(0.006, 0.0, 0.00025, inf, 0.0, 0.0, 0.0, 0.002, 4.0, -0.001, 0.0, stages=1)
+    fleet = [worker("a", decodes=9, latency=latency_of(cost)), worker("b", decodes=2, latency=latency_of(cost))]
+    assert chosen(fleet, EASY) == ("b", None)
 
 
 def test_a_worker_begins_to_decode_where_more_are_to() -> None:
