@@ -74,7 +74,7 @@ def _looked_at(
     target: _Target | None = None
     best = (False, -1.0)  # of targets so far: whether it should go on to decode, and its step
     looks = outlooks(candidates)
-    ending = _ending(looks, split.keep) if split.keep < 1.0 else ()
+    ending = _ending(candidates, looks, split) if split.keep < 1.0 else ()
     latency, alone_s = None, 0.0
     for each, look in zip(candidates, looks, strict=True):
         if not each.accepting:
@@ -112,10 +112,13 @@ def _looked_at(
     return options, readers, target
 
 
-def _ending(looks: Sequence[Outlook], keep: float) -> set[int]:
-    """Of the workers that decode, by `id`, those that should not go on to: all but this share of them, the busiest."""
+def _ending(candidates: Sequence[Candidate], looks: Sequence[Outlook], split: Split) -> set[int]:
+    """Of the outlooks of workers that decode, by `id`, those of workers that should not go on to."""
     decoding = sorted([look for look in looks if look.decodes], key=_DECODES, reverse=True)
-    return set(map(id, decoding[ceil(keep * len(decoding)) :]))
+    if split.worth:
+        worth = {id(look): split.worth.get(id(each.latency), 0.0) for each, look in zip(candidates, looks, strict=True)}
+        decoding.sort(key=lambda look: worth[id(look)], reverse=True)
+    return set(map(id, decoding[ceil(split.keep * len(decoding)) :]))
 
 
 class _PromptTimes:

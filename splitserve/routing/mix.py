@@ -5,17 +5,20 @@ these leave. So a fleet serves more if few workers decode and the others read, a
 TTFT objectives; where prompts are short, outputs long or TTFT objectives tight it serves more if all do both. Which it
 is follows from how long prompts and outputs are and from the objectives, not from how many requests there are.
 
-Of `workers`, say, `k` decode. The mean request takes `read_s` for its prompt on an idle worker, and `more_s` for its
+Of a fleet, say, `k` decode. The mean request takes `read_s` for its prompt on an idle worker, and `more_s` for its
 decode beside others. Decodes may fill their workers' time but for `first_s / tpot_s` of it, where `first_s` is what a
 step takes however few decodes it has. Readers may fill theirs up to `_most_busy` of it, beyond which prompts wait too
-long; what they do not manage is read by those that decode.
+long; what they do not manage is read by those that decode. Where workers differ those decode that lose fewest prompts
+by it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from math import sqrt
 
-from splitserve.latency.model import LatencyModel, Step
+from splitserve.latency.model import Step
 from splitserve.routing.adaptive import IN_HAND
 from splitserve.routing.candidate import Candidate
 from splitserve.routing.outlook import FEW, alone_s, decode_s
@@ -24,10 +27,32 @@ from splitserve.routing.route import AS_IT_IS, ONE_MORE, Split
 WINDOW = 32  # requests, of the moving means
 REFRESH = 128  # requests, after which it is worked out anew; before that at each power of two
 LARGEST = 32  # workers; a larger fleet is split as one of so many
-SEEN = 8  # workers that stand for all
 LONGEST_TTFT_S = 60.0  # an objective that is longer, or none, counts as this
 WAIT_P90 = 2.67  # of the mean wait, with lengths that vary as those of prompts do
 _BUSY = (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.3, 0.2, 0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """Of the mean request on one worker; `spare`: the share of its time that decodes may fill."""
+
+    read_s: float
+    more_s: float
+    first_s: float
+    spare: float
+
+    @property
+    def worth(self) -> float:
+        """Prompts that it could read in the time that one decode takes of it: how good it is at decoding."""
+        return self.spare * self.read_s / self.more_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """How many are to decode, and how good each kind of worker is at it, by latency model, where kinds differ."""
+
+    decoders: int
+    worth: dict[int, float]
 
 
 class Mix:
@@ -36,7 +61,7 @@ class Mix:
     def __init__(self) -> None:
         self._count = 0
         self._tokens = self._output_tokens = self._ttft_s = 0.0
-        self._known: dict[tuple[int, float], int] = {}  # by workers and TPOT objective
+        self._known: dict[tuple[int, float], _Best] = {}  # by workers and TPOT objective
 
     def add(self, tokens: int, output_tokens: int, ttft_s: float) -> None:
         """A request: how many of its tokens are to be read and made, and its TTFT objective."""
@@ -56,33 +81,60 @@ class Mix:
         of = workers, tpot_s
         best = self._known.get(of)
         if best is None:
-            self._known[of] = best = self._decoders(seen, workers, tpot_s)
-        if decoding > best:
-            return Split(best / decoding)
-        return ONE_MORE if decoding < best else AS_IT_IS
+            self._known[of] = best = self._best(seen, workers, tpot_s)
+        if decoding > best.decoders:
+            return Split(best.decoders / decoding, worth=best.worth)
+        return ONE_MORE if decoding < best.decoders else AS_IT_IS
 
-    def _decoders(self, seen: Sequence[Candidate], workers: int, tpot_s: float) -> int:
-        """The number with which most requests are served; all, where as many are."""
-        known = [each for each in seen if each.latency is not None]
-        if not known:
-            return workers
+    def _best(self, seen: Sequence[Candidate], workers: int, tpot_s: float) -> _Best:
+        kinds: dict[int, list[Candidate]] = {}
+        for each in seen:
+            if each.latency is not None:
+                kinds.setdefault(id(each.latency), []).append(each)
+        if not kinds:
+            return _Best(workers, {})
+        costs = {kind: self._costs(members, tpot_s) for kind, members in kinds.items()}
+        order = sorted(costs, key=lambda kind: costs[kind].worth, reverse=True)
+        there = [costs[kind] for kind in order for _ in kinds[kind]]
         of = min(workers, LARGEST)
-        return round(self._decoders_of(of, tpot_s, *self._costs(known[:SEEN])) * workers / of)
+        decoders = self._decoders([there[number * len(there) // of] for number in range(of)])
+        worth = {kind: costs[kind].worth for kind in order} if len(order) > 1 else {}
+        return _Best(round(decoders * workers / of), worth)
 
-    def _decoders_of(self, workers: int, tpot_s: float, first_s: float, more_s: float, read_s: float) -> int:
-        spare = 1.0 - first_s / tpot_s
-        if spare <= 0.0:
+    def _costs(self, alike: Sequence[Candidate], tpot_s: float) -> _Costs:
+        latency = alike[0].latency
+        assert latency is not None
+        slowdown = sum([each.slowdown for each in alike]) / len(alike)
+        context = self._tokens + self._output_tokens / 2.0
+        each_s = max(1e-9, decode_s(latency, context)) * slowdown
+        first_s = max(0.0, latency.step_s(Step(0, 0, 0, FEW, int(FEW * context))) * slowdown - FEW * each_s)
+        return _Costs(
+            read_s=alone_s(latency, max(1, int(self._tokens))) * slowdown,
+            more_s=each_s * max(1.0, self._output_tokens),
+            first_s=first_s,
+            spare=max(0.0, 1.0 - first_s / tpot_s),
+        )
+
+    def _decoders(self, fleet: Sequence[_Costs]) -> int:
+        """The number with which most requests are served; all, where as many are. `fleet`: those first that are better
+        at decoding."""
+        workers = len(fleet)
+        spare = [0.0, *accumulate([each.spare for each in fleet])]
+        decoded = [0.0, *accumulate([each.spare / each.more_s for each in fleet])]  # per second, by the first so many
+        read = [0.0, *accumulate([1.0 / each.read_s for each in fleet])]  # per second, by the same, if they only read
+        if not decoded[-1]:
             return workers
-        ttft = round((self._ttft_s - 2.0 * first_s) / read_s - IN_HAND, 1)
+        mean_read_s, mean_first_s = workers / read[-1], sum([each.first_s for each in fleet]) / workers
+        in_hand = round((self._ttft_s - 2.0 * mean_first_s) / mean_read_s - IN_HAND, 1)
 
         def served(decoders: int) -> tuple[float, bool]:
-            """How many requests, and whether the readers manage all of their prompts."""
+            """How many requests a second, and whether the readers manage all of their prompts."""
             readers = workers - decoders
-            reading = readers * _most_busy(readers, ttft) if readers else 0.0
-            most = spare * decoders / more_s
-            if most * read_s <= reading:
-                return most, True
-            return (spare * decoders + reading) / (read_s + more_s), False
+            managed = _most_busy(readers, in_hand) * (read[-1] - read[decoders]) if readers else 0.0
+            if decoded[decoders] <= managed:
+                return decoded[decoders], True
+            read_s, more_s = decoders / read[decoders], spare[decoders] / decoded[decoders]
+            return (spare[decoders] + managed * read_s) / (read_s + more_s), False
 
         fewest, too_many = 0, workers  # the more decode, the more are served, until the readers do not manage
         while too_many - fewest > 1:
@@ -92,24 +144,6 @@ class Mix:
             else:
                 too_many = between
         return max((workers, too_many, max(1, fewest)), key=lambda decoders: served(decoders)[0])
-
-    def _costs(self, seen: Sequence[Candidate]) -> tuple[float, float, float]:
-        """`first_s`, `more_s` and `read_s` of the mean request, on the mean of these workers."""
-        first_s = more_s = read_s = 0.0
-        latency, costs = None, (0.0, 0.0, 0.0)
-        for each in seen:
-            if each.latency is not latency:
-                assert each.latency is not None
-                latency, costs = each.latency, self._costs_on(each.latency)
-            share = each.slowdown / len(seen)
-            first_s, more_s, read_s = first_s + share * costs[0], more_s + share * costs[1], read_s + share * costs[2]
-        return first_s, more_s, read_s
-
-    def _costs_on(self, latency: LatencyModel) -> tuple[float, float, float]:
-        context = self._tokens + self._output_tokens / 2.0
-        each_s = max(1e-9, decode_s(latency, context))
-        first_s = max(0.0, latency.step_s(Step(0, 0, 0, FEW, int(FEW * context))) - FEW * each_s)
-        return first_s, each_s * max(1.0, self._output_tokens), alone_s(latency, max(1, int(self._tokens)))
 
 
 @lru_cache(maxsize=4096)

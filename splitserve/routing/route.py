@@ -1,5 +1,6 @@
 """What a request needs of the fleet, and what `policy` answers: plain values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from math import inf, isinf
@@ -47,11 +48,13 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How many workers are to decode (`mix`). `keep`: which share of those that do, the busiest, should go on to;
-    `opens`: whether one without decodes should begin to."""
+    """How many workers are to decode (`mix`). `keep`: which share of those that do should go on to, those that are best
+    at it, and of equals the busiest; `opens`: whether one without decodes should begin to. `worth`: how good a worker
+    is at it, by the `id` of its latency model, where these differ."""
 
     keep: float = 1.0
     opens: bool = False
+    worth: Mapping[int, float] = field(default_factory=dict)
 
 
 AS_IT_IS = Split()
