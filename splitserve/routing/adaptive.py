@@ -10,7 +10,8 @@ the two request by request.
 
 Where the cheapest route in time begins with a worker that still reads another prompt, the request waits for it: as its
 time runs out it has the same choice again. Where no worker can keep the TPOT objectives with one more decode it waits
-too; a worker that has no decodes at all always takes one.
+too; a worker that has no decodes at all takes one, unless so many decode that a late request is the lesser evil: each
+that begins to reads more slowly for as long, and makes others late.
 
 A worker that decodes keeps what it reads unless another's steps are cheaper by more than the hand-over takes: the one
 pushes KV beside its decodes, the other computes the last token beside its own, and two workers that decode alike would
@@ -102,8 +103,12 @@ def _looked_at(
                 continue
             goes_on = id(look) not in ending
             if not goes_on:
+                if split.closed:
+                    continue
                 decode_cost_s += output_tokens * look.first_s / (decodes + 1)
         elif not split.opens:
+            if split.closed:
+                continue
             decode_cost_s = output_tokens * step_s
         if (decodes or split.opens) and (goes_on, step_s) > best and tokens <= look.parks:
             target, best = (each, step_s, decode_cost_s, queue_s), (goes_on, step_s)

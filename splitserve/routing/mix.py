@@ -9,7 +9,8 @@ Of a fleet, say, `k` decode. The mean request takes `read_s` for its prompt on a
 decode beside others. Decodes may fill their workers' time but for `first_s / tpot_s` of it, where `first_s` is what a
 step takes however few decodes it has. Readers may fill theirs up to `_most_busy` of it, beyond which prompts wait too
 long; what they do not manage is read by those that decode. Where workers differ those decode that lose fewest prompts
-by it.
+by it. A request that no decoder takes in time is decoded by a reader, which is then slower for others: where readers
+would lose `MOST_LOST` of their time by that, no more are; else a burst would leave all of them decoding, for good.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from splitserve.routing.route import AS_IT_IS, ONE_MORE, Split
 WINDOW = 32  # requests, of the moving means
 REFRESH = 128  # requests, after which it is worked out anew; before that at each power of two
 LARGEST = 32  # workers; a larger fleet is split as one of so many
+MOST_LOST = 0.1  # of the readers' time, by those that begin to decode though enough do
 LONGEST_TTFT_S = 60.0  # an objective that is longer, or none, counts as this
 WAIT_P90 = 2.67  # of the mean wait, with lengths that vary as those of prompts do
 _BUSY = (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.3, 0.2, 0.1)
@@ -49,9 +51,11 @@ class _Costs:
 
 @dataclass(frozen=True, slots=True)
 class _Best:
-    """How many are to decode, and how good each kind of worker is at it, by latency model, where kinds differ."""
+    """How many are to decode, how many may, and how good each kind of worker is at it, by latency model, where kinds
+    differ."""
 
     decoders: int
+    most: float
     worth: dict[int, float]
 
 
@@ -83,7 +87,7 @@ class Mix:
         if best is None:
             self._known[of] = best = self._best(seen, workers, tpot_s)
         if decoding > best.decoders:
-            return Split(best.decoders / decoding, worth=best.worth)
+            return Split(best.decoders / decoding, closed=decoding > best.most, worth=best.worth)
         return ONE_MORE if decoding < best.decoders else AS_IT_IS
 
     def _best(self, seen: Sequence[Candidate], workers: int, tpot_s: float) -> _Best:
@@ -92,14 +96,16 @@ class Mix:
             if each.latency is not None:
                 kinds.setdefault(id(each.latency), []).append(each)
         if not kinds:
-            return _Best(workers, {})
+            return _Best(workers, workers, {})
         costs = {kind: self._costs(members, tpot_s) for kind, members in kinds.items()}
         order = sorted(costs, key=lambda kind: costs[kind].worth, reverse=True)
         there = [costs[kind] for kind in order for _ in kinds[kind]]
         of = min(workers, LARGEST)
-        decoders = self._decoders([there[number * len(there) // of] for number in range(of)])
-        worth = {kind: costs[kind].worth for kind in order} if len(order) > 1 else {}
-        return _Best(round(decoders * workers / of), worth)
+        fleet = [there[number * len(there) // of] for number in range(of)]
+        decoders = round(self._decoders(fleet) * workers / of)
+        lost = 1.0 - sum([each.spare for each in fleet]) / of
+        most = decoders + MOST_LOST * (workers - decoders) / max(MOST_LOST, lost)
+        return _Best(decoders, most, {kind: costs[kind].worth for kind in order} if len(order) > 1 else {})
 
     def _costs(self, alike: Sequence[Candidate], tpot_s: float) -> _Costs:
         latency = alike[0].latency

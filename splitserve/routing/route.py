@@ -49,11 +49,13 @@ class Need:
 @dataclass(frozen=True, slots=True)
 class Split:
     """How many workers are to decode (`mix`). `keep`: which share of those that do should go on to, those that are best
-    at it, and of equals the busiest; `opens`: whether one without decodes should begin to. `worth`: how good a worker
-    is at it, by the `id` of its latency model, where these differ."""
+    at it, and of equals the busiest; `opens`: whether one without decodes should begin to; `closed`: whether none but
+    those that should go on to may take one. `worth`: how good a worker is at it, by the `id` of its latency model,
+    where these differ."""
 
     keep: float = 1.0
     opens: bool = False
+    closed: bool = False
     worth: Mapping[int, float] = field(default_factory=dict)
 
 

@@ -107,6 +107,22 @@ def test_it_decodes_all_the_same_where_nobody_else_is_in_time() -> None:
     assert chosen(fleet, TIGHT, Split(keep=0.5)) == ("b", None)
 
 
+def test_but_not_once_too_many_do() -> None:
+    fleet = [worker("a", decodes=9, reads_s=1.0, slack_s=0.0), worker("b", decodes=5)]
+    assert chosen(fleet, TIGHT, Split(keep=0.5, closed=True)) == ("a", "b")
+    full = [worker("a", decodes=29, slack_s=0.0), worker("b", decodes=5), worker("c")]
+    assert chosen(full, TIGHT, Split(keep=0.5)) == ("b", "c")
+    assert chosen(full, TIGHT, Split(keep=0.5, closed=True)) is None
+
+
+def test_of_unlike_workers_those_go_on_that_are_better_at_it() -> None:
+    other = LinearLatency(fixed_s=0.006, prefill_token_s=0.00025, decode_token_s=0.0005)
+    fleet = [worker("a", decodes=19), worker("b", decodes=5, latency=other)]
+    worth = {id(LATENCY): 1.0, id(other): 2.0}
+    assert chosen(fleet, EASY, Split(keep=0.5)) == ("a", "b")
+    assert chosen(fleet, EASY, Split(keep=0.5, worth=worth)) == ("b", None)
+
+
 def test_or_keeps_the_objective() -> None:
     fleet = [worker("a", decodes=29, slack_s=0.0), worker("b", decodes=5)]
     assert chosen(fleet, EASY, Split(keep=0.5)) == ("b", None)
@@ -253,9 +269,10 @@ needs = st.builds(
 
 
 splits = st.one_of(st.just(AS_IT_IS), st.just(Split(opens=True)), st.builds(Split, st.floats(0.001, 1.0)))
+any_splits = st.one_of(splits, st.builds(Split, st.floats(0.001, 1.0), closed=st.just(True)))
 
 
-@given(st.lists(workers, min_size=1, unique_by=lambda each: each.info.uuid), st.integers(0, BLOCKS), needs, splits)
+@given(st.lists(workers, min_size=1, unique_by=lambda each: each.info.uuid), st.integers(0, BLOCKS), needs, any_splits)
 def test_a_request_goes_where_it_fits_and_the_same_way_in_the_same_state(
     fleet: list[Candidate], free_blocks: int, asked: Need, split: Split
 ) -> None:
@@ -318,7 +335,7 @@ in_reach = st.builds(  # in about the time that it takes
 
 
 @settings(max_examples=300)
-@given(mixed_fleets, st.one_of(needs, in_reach), names, names, splits)
+@given(mixed_fleets, st.one_of(needs, in_reach), names, names, any_splits)
 def test_a_route_is_whole_and_of_workers_that_are_there_and_take_it(
     fleet: list[Candidate], asked: Need, exclude: frozenset[str], avoid: frozenset[str], split: Split
 ) -> None:

@@ -5,9 +5,10 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
+from splitserve.latency.linear import LinearLatency
 from splitserve.routing.mix import LARGEST, REFRESH, Mix
 from splitserve.routing.route import AS_IT_IS, Split
-from tests.unit.routing.test_adaptive import worker
+from tests.unit.routing.test_adaptive import LATENCY, worker
 
 TPOT_S = 0.02  # a step of one decode takes 6.5 ms, of 28 as much as this
 
@@ -33,7 +34,7 @@ def test_nothing_is_known_before_the_first_request() -> None:
 def test_of_two_workers_with_long_prompts_one_is_to_decode() -> None:
     assert split(LONG_PROMPTS, workers=2, decoding=0) == Split(opens=True)
     assert split(LONG_PROMPTS, workers=2, decoding=1) == AS_IT_IS
-    assert split(LONG_PROMPTS, workers=2, decoding=2) == Split(keep=0.5)
+    assert split(LONG_PROMPTS, workers=2, decoding=2) == Split(keep=0.5, closed=True)
 
 
 def test_with_long_outputs_all_are() -> None:
@@ -51,8 +52,23 @@ def test_with_a_tpot_objective_that_nobody_keeps_all_are() -> None:
 
 def test_a_fleet_has_readers_in_proportion() -> None:
     """Of 0.256 s decodes take 0.05, in 0.7 of their workers' time; readers are busy for 0.9 of theirs."""
-    assert split(LONG_PROMPTS, workers=8, decoding=8) == Split(keep=2 / 8)
-    assert split(LONG_PROMPTS, workers=32, decoding=32) == Split(keep=8 / 32)
+    assert split(LONG_PROMPTS, workers=8, decoding=8).keep == 2 / 8
+    assert split(LONG_PROMPTS, workers=32, decoding=32).keep == 8 / 32
+
+
+def test_more_than_those_may_decode_as_long_as_readers_lose_little_by_it() -> None:
+    """Of 24 readers' time a tenth may be lost, and each that decodes loses 0.3 of its own."""
+    assert not split(LONG_PROMPTS, workers=32, decoding=15).closed
+    assert split(LONG_PROMPTS, workers=32, decoding=17).closed
+    assert not split(LONG_PROMPTS, workers=32, decoding=32, tpot_s=1.0).closed
+
+
+def test_where_workers_differ_the_better_at_decoding_are_to() -> None:
+    """`fast` has half the steps of the others: more of its time is left for decodes."""
+    fast = LinearLatency(fixed_s=0.003, prefill_token_s=0.000125, decode_token_s=0.00025)
+    found = LONG_PROMPTS.split([worker("a"), worker("b", latency=fast)], 2, 2, 0.012)
+    assert found.keep == 0.5
+    assert found.worth[id(fast)] > found.worth[id(LATENCY)] > 0.0
 
 
 def test_a_larger_fleet_is_split_in_the_same_shares() -> None:
@@ -62,7 +78,7 @@ def test_a_larger_fleet_is_split_in_the_same_shares() -> None:
 
 def test_it_follows_the_requests() -> None:
     found = mix(800, 100, ttft_s=2.0)
-    assert split(found, workers=2, decoding=2) == Split(keep=0.5)
+    assert split(found, workers=2, decoding=2).keep == 0.5
     for _ in range(10 * REFRESH):
         found.add(100, 400, 2.0)
     assert split(found, workers=2, decoding=2) == AS_IT_IS
@@ -88,5 +104,6 @@ def test_at_least_one_decodes_and_what_is_to_end_never_exceeds_what_there_is(
     assert 0.0 < found.keep <= 1.0
     assert not (found.opens and found.keep < 1.0)
     assert not (found.opens and decoding >= workers)
+    assert not (found.closed and found.keep == 1.0)
     if decoding == 0:
         assert found.opens or not requests
