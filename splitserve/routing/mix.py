@@ -9,8 +9,11 @@ Of a fleet, say, `k` decode. The mean request takes `read_s` for its prompt on a
 decode beside others. Decodes may fill their workers' time but for `first_s / tpot_s` of it, where `first_s` is what a
 step takes however few decodes it has. Readers may fill theirs up to `_most_busy` of it, beyond which prompts wait too
 long; what they do not manage is read by those that decode. Where workers differ those decode that lose fewest prompts
-by it. A request that no decoder takes in time is decoded by a reader, which is then slower for others: where readers
-would lose `MOST_LOST` of their time by that, no more are; else a burst would leave all of them decoding, for good.
+by it.
+
+A request that no decoder takes in time is decoded by a reader, which is then slower at prompts. Where that would cost
+the readers `MOST_LOST` of their time, and few decoding is `WORTH_IT`, no more are: else a burst would leave all of them
+decoding, for good.
 """
 
 from collections.abc import Sequence
@@ -29,6 +32,7 @@ WINDOW = 32  # requests, of the moving means
 REFRESH = 128  # requests, after which it is worked out anew; before that at each power of two
 LARGEST = 32  # workers; a larger fleet is split as one of so many
 MOST_LOST = 0.1  # of the readers' time, by those that begin to decode though enough do
+WORTH_IT = 1.1  # times as many requests as if all did both: from there on that limit holds
 LONGEST_TTFT_S = 60.0  # an objective that is longer, or none, counts as this
 WAIT_P90 = 2.67  # of the mean wait, with lengths that vary as those of prompts do
 _BUSY = (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.3, 0.2, 0.1)
@@ -55,7 +59,7 @@ class _Best:
     differ."""
 
     decoders: int
-    most: float
+    most: int
     worth: dict[int, float]
 
 
@@ -102,9 +106,11 @@ class Mix:
         there = [costs[kind] for kind in order for _ in kinds[kind]]
         of = min(workers, LARGEST)
         fleet = [there[number * len(there) // of] for number in range(of)]
-        decoders = round(self._decoders(fleet) * workers / of)
-        lost = 1.0 - sum([each.spare for each in fleet]) / of
-        most = decoders + MOST_LOST * (workers - decoders) / max(MOST_LOST, lost)
+        share, gain = self._decoders(fleet)
+        decoders, most = round(share * workers), workers
+        if gain >= WORTH_IT:
+            lost = 1.0 - sum([each.spare for each in fleet]) / of  # of a reader's time, once it decodes
+            most = decoders + int(MOST_LOST * (workers - decoders) / max(MOST_LOST, lost))
         return _Best(decoders, most, {kind: costs[kind].worth for kind in order} if len(order) > 1 else {})
 
     def _costs(self, alike: Sequence[Candidate], tpot_s: float) -> _Costs:
@@ -121,15 +127,15 @@ class Mix:
             spare=max(0.0, 1.0 - first_s / tpot_s),
         )
 
-    def _decoders(self, fleet: Sequence[_Costs]) -> int:
-        """The number with which most requests are served; all, where as many are. `fleet`: those first that are better
-        at decoding."""
+    def _decoders(self, fleet: Sequence[_Costs]) -> tuple[float, float]:
+        """The share with which most requests are served, all where as many are; and how many times as many that is as
+        if all did both. `fleet`: those first that are better at decoding."""
         workers = len(fleet)
         spare = [0.0, *accumulate([each.spare for each in fleet])]
         decoded = [0.0, *accumulate([each.spare / each.more_s for each in fleet])]  # per second, by the first so many
         read = [0.0, *accumulate([1.0 / each.read_s for each in fleet])]  # per second, by the same, if they only read
         if not decoded[-1]:
-            return workers
+            return 1.0, 1.0
         mean_read_s, mean_first_s = workers / read[-1], sum([each.first_s for each in fleet]) / workers
         in_hand = round((self._ttft_s - 2.0 * mean_first_s) / mean_read_s - IN_HAND, 1)
 
@@ -149,7 +155,8 @@ class Mix:
                 fewest = between
             else:
                 too_many = between
-        return max((workers, too_many, max(1, fewest)), key=lambda decoders: served(decoders)[0])
+        best = max((workers, too_many, max(1, fewest)), key=lambda decoders: served(decoders)[0])
+        return best / workers, served(best)[0] / served(workers)[0]
 
 
 @lru_cache(maxsize=4096)
