@@ -109,6 +109,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     args = parser.parse_args()
     latency = read(args.profile).latency()
+    _known("--cell", args.cell, [str(cell) for cell in TPOT_CELLS], parser)
+    for workers in args.workers or (8,):
+        _known("--static", args.static, [system.name for system in static_systems(workers, latency)], parser)
     cells = [cell for cell in TPOT_CELLS if not args.cell or str(cell) in args.cell]
     found = [
         row
@@ -120,6 +123,12 @@ def main() -> None:
         print(json.dumps([asdict(row) | {"over_static": row.over_static} for row in found]))
     else:
         print("\n".join(table(found)))
+
+
+def _known(option: str, said: Sequence[str] | None, there: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    for name in said or ():
+        if name not in there:
+            parser.error(f"{option} {name!r} is none of {', '.join(there)}")
 
 
 def rows(
