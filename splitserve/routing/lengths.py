@@ -40,8 +40,8 @@ class OutputLengths:
     def to_come(self, made: int, share: float, running: int) -> int:
         """The same; while too few have ended to tell, of any output, `running` tokens having been made by those that
         have not. Then the more tokens were made and the fewer of them were the last, the longer outputs are taken to
-        be, and each token to be the last as well as any other."""
+        be: all but a `share` of them as long as if any token could be the last."""
         ended = self._sorted
         if self.known:
             return self.remaining(made, share)
-        return int(-log1p(-share) * (FIRST + sum(ended) + running) / (1 + len(ended)))
+        return max(0, int(-log1p(-share) * (FIRST + sum(ended) + running) / (1 + len(ended))) - made)

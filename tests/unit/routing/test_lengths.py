@@ -34,10 +34,11 @@ def test_old_outputs_are_forgotten() -> None:
 
 
 def test_before_enough_have_ended_outputs_are_as_long_as_the_tokens_made_for_each_end() -> None:
-    """All but a tenth of outputs of a mean of m have -ln(0.9) m tokens to come if any token may be the last."""
+    """All but a tenth of outputs of a mean of m have -ln(0.9) m tokens if any token may be the last."""
     tenth = 1 - exp(-0.1)
     assert lengths().to_come(0, tenth, 0) == pytest.approx(0.1 * FIRST, abs=1)
-    assert lengths().to_come(500, tenth, 3 * FIRST) == pytest.approx(0.4 * FIRST, abs=1)
+    assert lengths().to_come(20, tenth, 3 * FIRST) == pytest.approx(0.4 * FIRST - 20, abs=1)
+    assert lengths().to_come(500, tenth, 3 * FIRST) == 0
     assert lengths(FIRST).to_come(0, tenth, 4 * FIRST) == pytest.approx(0.3 * FIRST, abs=1)
     assert lengths(*[1] * (FEWEST - 1)).to_come(0, tenth, 0) == pytest.approx(
         0.1 * (FIRST + FEWEST - 1) / FEWEST, abs=1
