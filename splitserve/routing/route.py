@@ -37,6 +37,11 @@ class Need:
         return (self.beside, *few) if self.beside else few
 
     @property
+    def to_read(self) -> int:
+        """Tokens that are left to compute on the worker that has most of them cached."""
+        return self.tokens - max(self.cached.values(), default=0)
+
+    @property
     def picky(self) -> bool:
         """It may have to wait where another request would not."""
         return bool(self.avoid or self.exclude or self.beside or self.lora)

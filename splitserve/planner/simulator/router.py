@@ -85,9 +85,9 @@ class Router:
         self._arrived += 1
         place = Place.of(0, journal.arrival[request], self._first_token_s(request), self._arrived)
         journal.due[request] = place.due
-        need = self._need(request)
-        cached = max(need.cached.values(), default=0)
-        self._mix.add(need.tokens - cached, need.output_tokens, self._first_token_s(request))
+        if self._slo is not None:
+            need = self._need(request)
+            self._mix.add(need.to_read, need.output_tokens, self._first_token_s(request))
         heappush(self._waiting, (place, request))
         if self._slo is not None or len(self._waiting) == 1:
             self._pump()
