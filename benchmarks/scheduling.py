@@ -102,16 +102,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, action="append", help="repeat for several; default: 8")
     parser.add_argument("--shape", choices=SHAPES, action="append", help="repeat for several; default: all")
-    parser.add_argument("--cell", action="append", help='such as "TTFT 5x, TPOT 2x"; default: all nine')
+    names = [str(cell) for cell in TPOT_CELLS]
+    said = 'such as "TTFT 5x, TPOT 2x"; default: all nine'
+    parser.add_argument("--cell", choices=names, metavar="CELL", action="append", help=said)
     parser.add_argument("--static", action="append", help='such as "chunk 64" or "4+4", for several; default: all')
     parser.add_argument("--seeds", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--profile", type=Path, default=PROFILE, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     args = parser.parse_args()
     latency = read(args.profile).latency()
-    _known("--cell", args.cell, [str(cell) for cell in TPOT_CELLS], parser)
     for workers in args.workers or (8,):
-        _known("--static", args.static, [system.name for system in static_systems(workers, latency)], parser)
+        there = [system.name for system in static_systems(workers, latency)]
+        if unknown := set(args.static or ()) - set(there):
+            parser.error(f"--static {min(unknown)!r} is none of {', '.join(there)}")
     cells = [cell for cell in TPOT_CELLS if not args.cell or str(cell) in args.cell]
     found = [
         row
@@ -123,12 +126,6 @@ def main() -> None:
         print(json.dumps([asdict(row) | {"over_static": row.over_static} for row in found]))
     else:
         print("\n".join(table(found)))
-
-
-def _known(option: str, said: Sequence[str] | None, there: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    for name in said or ():
-        if name not in there:
-            parser.error(f"{option} {name!r} is none of {', '.join(there)}")
 
 
 def rows(
