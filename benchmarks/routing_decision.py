@@ -101,7 +101,7 @@ def _round(policy: str, workers: int, decisions: int) -> list[tuple[float, float
         began = time.thread_time_ns()
         seen, split = fleet.sample(0.0, random, need.wanted), AS_IT_IS
         if need.has_objectives:
-            mix.add(need.tokens, need.output_tokens, need.due)
+            mix.add(need, need.due)
             split = fleet.split(mix, seen, need.tpot_s)
         route = choose(seen, need, 0.0, split)
         chosen = promised = time.thread_time_ns()
@@ -117,7 +117,7 @@ def _round(policy: str, workers: int, decisions: int) -> list[tuple[float, float
 
 def _need(policy: str, workers: int, random: Random) -> Need:
     tokens = random.randrange(100, 3000)
-    cached = {f"w{random.randrange(workers)}": tokens // 2} if random.random() < 0.5 else {}
+    cached = {f"w{random.randrange(workers)}": tokens // 2 for _ in range(2)} if random.random() < 0.5 else {}
     if policy == "static":
         return Need(tokens, cached=cached)
     return Need(tokens, due=random.uniform(0.05, 2.0), tpot_s=TPOT_S, output_tokens=200, cached=cached)

@@ -48,8 +48,15 @@ def main() -> None:
         "repeat for several; default: all",
     )
     parser.add_argument("--start", type=float, metavar="RPS", help="where to look for rates; default: for one CPU core")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        metavar="RPS",
+        action="append",
+        help="no search: this rate, rounded to a step of 10%%, with each seed; repeat for several",
+    )
     parser.add_argument("--requests", type=int, default=100, help="of each point and seed")
-    parser.add_argument("--seeds", type=int, default=3, help="at the rates around a goodput")
+    parser.add_argument("--seeds", type=int, default=3, help="at the rates around a goodput, or at each --rate")
     parser.add_argument(
         "--confirm", action="store_true", help="no new rates: only further seeds around the goodputs found so far"
     )
@@ -79,13 +86,14 @@ def main() -> None:
 async def _measured(args: argparse.Namespace, shapes: Sequence[Shape], out: Path, scratch: Path) -> None:
     model = args.model or make_model(scratch / "model")
     chosen = SMOKE_SYSTEMS if args.smoke else args.system or USUAL
+    rates = SMOKE_RATES_RPS if args.smoke else args.rate
     limits = Limits(
         requests=SMOKE_REQUESTS if args.smoke else args.requests,
         until=time.monotonic() + args.minutes * 60.0,
-        seeds=args.seeds,
+        seeds=1 if args.smoke else args.seeds,
         confirm=args.confirm,
         cells=[NAMED_CELLS[name] for name in args.cell] if args.cell else CELLS,
-        steps=[step_of(rate) for rate in SMOKE_RATES_RPS] if args.smoke else None,
+        steps=[step_of(rate) for rate in rates] if rates else None,
     )
     starts = itertools.count()
 

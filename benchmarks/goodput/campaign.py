@@ -41,7 +41,7 @@ class Limits:
 
     requests: int
     until: float
-    seeds: int = 3  # at the rates around goodput; elsewhere one
+    seeds: int = 3  # at the rates around goodput, and at fixed rates; elsewhere one
     steps: Sequence[int] | None = None  # fixed rates in place of a search
     confirm: bool = False  # no new rates: only further seeds at those that the goodputs found so far lie between
     cells: Collection[Cell] = CELLS  # whose goodputs are looked for
@@ -124,7 +124,8 @@ class Campaign:
         """Steps and seeds, the most wanted first."""
         done = {(point.step, point.seed) for point in self.measured if point.system == system.name}
         if self._limits.steps is not None:
-            return [(step, 0) for step in self._limits.steps if (step, 0) not in done]
+            of_each = ((step, seed) for seed in range(self._limits.seeds) for step in self._limits.steps)
+            return [each for each in of_each if each not in done]
         if self._limits.confirm:
             return self._more_seeds(system, done)
         steps = wanted(self._brackets(system), self._best_of_rivals(system), self._bounds, self._start_of(system))

@@ -194,7 +194,7 @@ class WaitingRequests:
             raise Overloaded(sentence, self._retry_after_s(), Limit.QUEUE)
         self._number += 1
         if ask.need.has_objectives:
-            self._mix.add(ask.need.to_read, ask.need.output_tokens, ask.first_token_s)
+            self._mix.add(ask.need, ask.first_token_s)
         place = Place.of(ask.priority, ask.arrived_at, ask.first_token_s, self._number)
         if self._is_late(ask, self._turn_in_s(place)):
             raise self._too_late(ask)

@@ -41,8 +41,8 @@ DELAY = 0.1  # what a second until the first token adds to a route's cost, in se
 
 _DECODES = attrgetter("decodes")
 
-# Who reads, and what that means: seconds until it is read, seconds of its time, whether it is busy yet.
-_Reader = tuple[Candidate, float, float, bool]
+# Who reads, and what that means: seconds until it is read, seconds of its time, whether it is busy yet, its decodes.
+_Reader = tuple[Candidate, float, float, bool, int]
 # Who decodes what another has read: how long a step then is, seconds of its time, until its own prompts are read.
 _Target = tuple[Candidate, float, float, float]
 # The route's cost in seconds, a number that breaks ties, seconds to the first token, who reads, who decodes.
@@ -56,10 +56,10 @@ def choose_adaptive(candidates: Sequence[Candidate], need: Need, now: float, spl
     if target is not None and not need.alone and need.tokens >= LEAST_TOKENS_TO_MOVE:
         decode, step_s, decode_cost_s, queue_s = target
         for reader in readers:
-            each, read_s, cost_s, _ = reader
+            each, read_s, cost_s, _, decodes = reader
             if each is not decode and each.kv_class == decode.kv_class:
                 ttft_s = (read_s if read_s > queue_s else queue_s) + step_s
-                if each.outlook.decodes:
+                if decodes:
                     cost_s += HAND_OVER * step_s
                 options.append((cost_s + decode_cost_s + DELAY * ttft_s, len(options), ttft_s, reader, decode))
     return _route(_best(options, need.due - now, prompt.least_s))
@@ -90,16 +90,18 @@ def _looked_at(
             rest_s = prompt.rest_s(latency, cached[each.info.uuid]) * look.slowdown
             if queue_s <= prompt_s - rest_s:
                 prompt_s, ahead_s = rest_s, prompt_s - rest_s
-        read_s = queue_s + look.read_s(prompt_s)
         decodes = look.decodes
-        cost_s = prompt_s * (1.0 + BESIDE * decodes)
-        reader = each, read_s, cost_s, queue_s > ahead_s
+        read_s, cost_s = queue_s + prompt_s, prompt_s
+        if decodes:
+            read_s, cost_s = queue_s + look.read_s(prompt_s), prompt_s * (1.0 + BESIDE * decodes)
+        reader = each, read_s, cost_s, queue_s > ahead_s, decodes
         if tokens <= look.starts:
             readers.append(reader)
-        step_s = look.step_with_s(tokens)
-        decode_cost_s, goes_on = output_tokens * (look.decode_s + tokens * look.context_token_s), True
+        context_s = look.context_token_s * tokens
+        step_s = look.next_step_s + context_s
+        decode_cost_s, goes_on = output_tokens * (look.decode_s + context_s), True
         if decodes:
-            if not look.keeps(step_s, tpot_s if tpot_s < each.tpot_s else each.tpot_s):
+            if step_s > look.most_step_s or (tpot_s < each.tpot_s and not look.keeps(step_s, tpot_s)):
                 continue
             goes_on = id(look) not in ending
             if not goes_on:
@@ -152,13 +154,13 @@ class _PromptTimes:
 
 def _best(options: Sequence[_Option], left_s: float, prompt_s: float) -> _Option | None:
     """`prompt_s`: what the prompt takes at least."""
-    startable = [option for option in options if not option[3][3]]
-    if prompt_s > left_s:  # it is late whatever is done: it must not cost anyone else more than it has to
-        return min(startable, default=None)
     latest_s = left_s - IN_HAND * prompt_s
-    in_time = [option for option in options if option[2] <= latest_s]
-    if in_time or not startable:
-        return min(in_time, default=None)
+    in_time = [option for option in options if option[2] <= latest_s] if prompt_s <= left_s else ()
+    if in_time:
+        return min(in_time)
+    startable = [option for option in options if not option[3][3]]
+    if prompt_s > left_s or not startable:  # late whatever is done, it must not cost anyone else more than it has to
+        return min(startable, default=None)
     soonest_s = min([option[2] for option in startable])
     latest_s = soonest_s + NEARLY * prompt_s
     if soonest_s <= left_s:
@@ -169,7 +171,7 @@ def _best(options: Sequence[_Option], left_s: float, prompt_s: float) -> _Option
 def _route(option: _Option | None) -> Route | None:
     if option is None:
         return None
-    _, _, ttft_s, (reader, read_s, _, busy), decode = option
+    _, _, ttft_s, (reader, read_s, _, busy, _), decode = option
     if busy:
         return None
     return Route(decode.info.uuid, reader.info.uuid if reader is not decode else None, read_s, ttft_s)

@@ -1,14 +1,14 @@
 """One live worker as `policy` sees it. State whose owner (`fleet`, or a simulated worker) says when it has changed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from splitserve.core.fleet import Health
 from splitserve.core.worker import Pool, WorkerInfo
 from splitserve.latency.model import LatencyModel
 from splitserve.routing.admission import Limits, Room
-from splitserve.routing.outlook import Held, Outlook, outlook
+from splitserve.routing.outlook import Held, Outlook, decode_s, outlook
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +33,11 @@ class Candidate:
     read_until: float = -inf
     heard_at: float = inf
     _outlook: Outlook | None = None
+    _decode_s: float = field(default=0.0, init=False)  # of the latency model alone
+
+    def __post_init__(self) -> None:
+        if self.latency is not None:
+            self._decode_s = decode_s(self.latency)
 
     @property
     def decodes(self) -> int:
@@ -45,7 +50,9 @@ class Candidate:
         if self._outlook is None:
             assert self.latency is not None
             held = Held(self.decodes, self.tpot_s, self.slack_s)
-            self._outlook = outlook(self.latency, self.slowdown, held, self.load, self.limits, self.info.kv.block_size)
+            self._outlook = outlook(
+                self.latency, self.slowdown, self._decode_s, held, self.load, self.limits, self.info.kv.block_size
+            )
         return self._outlook
 
     def changed(self) -> None:

@@ -95,10 +95,11 @@ class Fleet:
         """It gets no job before its first report."""
         limits = Limits.of(info.total_blocks, info.max_model_len, info.kv.block_size)
         load = nothing(info.pool)
-        candidate = Candidate(info, limits, self._kv_class(info.kv), info.pool, Health.READY, load, accepting=False)
+        latency = latency_of(info.step_cost) if info.step_cost is not None else None
+        candidate = Candidate(
+            info, limits, self._kv_class(info.kv), info.pool, Health.READY, load, accepting=False, latency=latency
+        )
         candidate.heard_at = now
-        if info.step_cost is not None:
-            candidate.latency = latency_of(info.step_cost)
         self._members[info.uuid] = _Member(candidate, load, active_at=now)
 
     def leave(self, uuid: str) -> None:

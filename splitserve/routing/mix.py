@@ -6,10 +6,11 @@ TTFT objectives; where prompts are short, outputs long or TTFT objectives tight 
 is follows from how long prompts and outputs are and from the objectives, not from how many requests there are.
 
 Of a fleet, say, `k` decode. The mean request takes `read_s` for its prompt on an idle worker, and `more_s` for its
-decode beside others. Decodes may fill their workers' time but for `first_s / tpot_s` of it, where `first_s` is what a
-step takes however few decodes it has. Readers may fill theirs up to `_most_busy` of it, beyond which prompts wait too
-long; what they do not manage is read by those that decode. Where workers differ those decode that lose fewest prompts
-by it.
+decode beside others. Where it goes on from what was said before, the worker that decoded this has it cached; one that
+only reads has not, and takes `elsewhere_s`. Decodes may fill their workers' time but for `first_s / tpot_s` of it,
+where `first_s` is what a step takes however few decodes it has. Readers may fill theirs up to `_most_busy` of it,
+beyond which prompts wait too long; what they do not manage is read by those that decode. Where workers differ those
+decode that lose fewest prompts by it.
 
 A request that no decoder takes in time is decoded by a reader, which is then slower at prompts. Where that would cost
 the readers `MOST_LOST` of their time, and few decoding is `WORTH_IT`, no more are: else a burst would leave all of them
@@ -22,11 +23,11 @@ from functools import lru_cache
 from itertools import accumulate
 from math import sqrt
 
-from splitserve.latency.model import Step
+from splitserve.latency.model import LatencyModel, Step
 from splitserve.routing.adaptive import IN_HAND
 from splitserve.routing.candidate import Candidate
 from splitserve.routing.outlook import FEW, alone_s, decode_s
-from splitserve.routing.route import AS_IT_IS, ONE_MORE, Split
+from splitserve.routing.route import AS_IT_IS, ONE_MORE, Need, Split
 
 WINDOW = 32  # requests, of the moving means
 REFRESH = 128  # requests, after which it is worked out anew; before that at each power of two
@@ -40,9 +41,11 @@ _BUSY = (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.3, 0.2, 0
 
 @dataclass(frozen=True, slots=True)
 class _Costs:
-    """Of the mean request on one worker; `spare`: the share of its time that decodes may fill."""
+    """Of the mean request on one worker: `read_s` on the one with most of it cached, `elsewhere_s` on another. `spare`:
+    the share of its time that decodes may fill."""
 
     read_s: float
+    elsewhere_s: float
     more_s: float
     first_s: float
     spare: float
@@ -50,7 +53,7 @@ class _Costs:
     @property
     def worth(self) -> float:
         """Prompts that it could read in the time that one decode takes of it: how good it is at decoding."""
-        return self.spare * self.read_s / self.more_s
+        return self.spare * self.elsewhere_s / self.more_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +71,17 @@ class Mix:
 
     def __init__(self) -> None:
         self._count = 0
-        self._tokens = self._output_tokens = self._ttft_s = 0.0
+        self._tokens = self._to_read = self._to_read_elsewhere = self._output_tokens = self._ttft_s = 0.0
         self._known: dict[tuple[int, float], _Best] = {}  # by workers and TPOT objective
 
-    def add(self, tokens: int, output_tokens: int, ttft_s: float) -> None:
-        """A request: how many of its tokens are to be read and made, and its TTFT objective."""
+    def add(self, need: Need, ttft_s: float) -> None:
+        """A request, and its TTFT objective."""
         self._count += 1
         weight = max(1.0 / self._count, 1.0 / WINDOW)
-        self._tokens += weight * (tokens - self._tokens)
-        self._output_tokens += weight * (output_tokens - self._output_tokens)
+        self._tokens += weight * (need.tokens - self._tokens)
+        self._to_read += weight * (need.to_read - self._to_read)
+        self._to_read_elsewhere += weight * (need.to_read_elsewhere - self._to_read_elsewhere)
+        self._output_tokens += weight * (need.output_tokens - self._output_tokens)
         self._ttft_s += weight * (min(LONGEST_TTFT_S, ttft_s) - self._ttft_s)
         if self._count % REFRESH == 0 or self._count.bit_count() == 1:
             self._known.clear()
@@ -121,11 +126,16 @@ class Mix:
         each_s = max(1e-9, decode_s(latency, context)) * slowdown
         first_s = max(0.0, latency.step_s(Step(0, 0, 0, FEW, int(FEW * context))) * slowdown - FEW * each_s)
         return _Costs(
-            read_s=alone_s(latency, max(1, int(self._tokens))) * slowdown,
+            read_s=self._read_s(latency, self._to_read) * slowdown,
+            elsewhere_s=self._read_s(latency, self._to_read_elsewhere) * slowdown,
             more_s=each_s * max(1.0, self._output_tokens),
             first_s=first_s,
             spare=max(0.0, 1.0 - first_s / tpot_s),
         )
+
+    def _read_s(self, latency: LatencyModel, left: float) -> float:
+        """So many tokens of the mean prompt."""
+        return alone_s(latency, int(self._tokens), int(self._tokens - left))
 
     def _decoders(self, fleet: Sequence[_Costs]) -> tuple[float, float]:
         """The share with which most requests are served, all where as many are; and how many times as many that is as
@@ -133,16 +143,17 @@ class Mix:
         workers = len(fleet)
         spare = [0.0, *accumulate([each.spare for each in fleet])]
         decoded = [0.0, *accumulate([each.spare / each.more_s for each in fleet])]  # per second, by the first so many
-        read = [0.0, *accumulate([1.0 / each.read_s for each in fleet])]  # per second, by the same, if they only read
+        read = [0.0, *accumulate([1.0 / each.read_s for each in fleet])]  # prompts, if each had them cached
+        elsewhere = [0.0, *accumulate([1.0 / each.elsewhere_s for each in fleet])]  # if none had
         if not decoded[-1]:
             return 1.0, 1.0
-        mean_read_s, mean_first_s = workers / read[-1], sum([each.first_s for each in fleet]) / workers
+        mean_read_s, mean_first_s = workers / elsewhere[-1], sum([each.first_s for each in fleet]) / workers
         in_hand = round((self._ttft_s - 2.0 * mean_first_s) / mean_read_s - IN_HAND, 1)
 
         def served(decoders: int) -> tuple[float, bool]:
             """How many requests a second, and whether the readers manage all of their prompts."""
             readers = workers - decoders
-            managed = _most_busy(readers, in_hand) * (read[-1] - read[decoders]) if readers else 0.0
+            managed = _most_busy(readers, in_hand) * (elsewhere[-1] - elsewhere[decoders]) if readers else 0.0
             if decoded[decoders] <= managed:
                 return decoded[decoders], True
             read_s, more_s = decoders / read[decoders], spare[decoders] / decoded[decoders]

@@ -39,7 +39,12 @@ class Need:
     @property
     def to_read(self) -> int:
         """Tokens that are left to compute on the worker that has most of them cached."""
-        return self.tokens - max(self.cached.values(), default=0)
+        return self.tokens - next(reversed(self.cached.values()), 0)
+
+    @property
+    def to_read_elsewhere(self) -> int:
+        """The same on any other worker."""
+        return self.tokens - next(islice(reversed(self.cached.values()), 1, None), 0)
 
     @property
     def picky(self) -> bool:

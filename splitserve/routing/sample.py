@@ -6,7 +6,7 @@ that a good route is made of, however few they are of how many. Each costs the s
 larger fleet.
 """
 
-from enum import Enum, auto
+from enum import IntEnum, auto
 from math import inf
 from random import Random
 
@@ -16,8 +16,8 @@ from splitserve.routing.candidate import Candidate
 WHOLE = 16  # workers of a fleet that a decision looks at one by one
 
 
-class Doing(Enum):
-    """What a worker does now."""
+class Doing(IntEnum):
+    """What a worker does now. An integer, since a decision looks kinds up, and other enumerations hash slowly."""
 
     NOTHING = auto()
     READING = auto()  # prompts, and it has no decodes
@@ -51,7 +51,8 @@ class Sample:
             self._places[candidate.info.uuid] = kind, len(members)
             members.append(candidate)
             self._decoding += kind[1] in _DECODES
-        self._latest[kind] = candidate
+        if kind[1] is not Doing.FULL:
+            self._latest[kind] = candidate
 
     def remove(self, candidate: Candidate) -> None:
         """Nothing happens if it is not there."""
@@ -80,8 +81,8 @@ class Sample:
         return self._decoding
 
     def draw(self, random: Random) -> list[Candidate]:
-        """As many of each kind, evenly spread over it from one drawn at random, and of each the one that changed last,
-        so that room which has just appeared is always seen."""
+        """As many of each kind, evenly spread over it from one drawn at random, and of each that has any room the one
+        that changed last, so that room which has just appeared is always seen."""
         drawn = list(self._latest.values())
         pools = len({pool for pool, _ in self._kinds})
         for (_, does), members in self._kinds.items():
@@ -105,4 +106,4 @@ def doing(candidate: Candidate) -> Doing:
         return Doing.FULL
     if candidate.latency is None or candidate.tpot_s == inf:
         return Doing.DECODING
-    return Doing.FULL if candidate.outlook.is_full(candidate.tpot_s) else Doing.DECODING
+    return Doing.FULL if candidate.outlook.is_full else Doing.DECODING

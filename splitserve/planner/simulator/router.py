@@ -86,8 +86,7 @@ class Router:
         place = Place.of(0, journal.arrival[request], self._first_token_s(request), self._arrived)
         journal.due[request] = place.due
         if self._slo is not None:
-            need = self._need(request)
-            self._mix.add(need.to_read, need.output_tokens, self._first_token_s(request))
+            self._mix.add(self._need(request), self._first_token_s(request))
         heappush(self._waiting, (place, request))
         if self._slo is not None or len(self._waiting) == 1:
             self._pump()

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 
 from splitserve.latency.linear import LinearLatency
 from splitserve.routing.mix import LARGEST, REFRESH, Mix
-from splitserve.routing.route import AS_IT_IS, Split
+from splitserve.routing.route import AS_IT_IS, Need, Split
 from tests.unit.routing.test_adaptive import LATENCY, worker
 
 TPOT_S = 0.02  # a step of one decode takes 6.5 ms, of 28 as much as this
 
 
-def mix(tokens: int, output_tokens: int, ttft_s: float) -> Mix:
+def mix(tokens: int, output_tokens: int, ttft_s: float, cached: dict[str, int] | None = None) -> Mix:
     found = Mix()
-    found.add(tokens, output_tokens, ttft_s)
+    found.add(Need(tokens, output_tokens=output_tokens, cached=cached or {}), ttft_s)
     return found
 
 
@@ -44,6 +44,15 @@ def test_with_long_outputs_all_are() -> None:
 
 def test_where_no_prompt_may_wait_all_are() -> None:
     assert split(mix(800, 100, ttft_s=0.33), workers=2, decoding=2) == AS_IT_IS
+
+
+def test_where_prompts_go_on_from_what_a_worker_has_decoded_all_are() -> None:
+    """It reads 100 tokens, another 800."""
+    assert split(mix(800, 100, ttft_s=2.0, cached={"a": 700}), workers=2, decoding=1) == Split(opens=True)
+
+
+def test_a_beginning_that_another_worker_has_cached_too_need_not_be_read_where_it_is_decoded() -> None:
+    assert split(mix(1500, 100, ttft_s=2.0, cached={"a": 700, "b": 700}), workers=2, decoding=2).keep == 0.5
 
 
 def test_with_a_tpot_objective_that_nobody_keeps_all_are() -> None:
@@ -80,7 +89,7 @@ def test_it_follows_the_requests() -> None:
     found = mix(800, 100, ttft_s=2.0)
     assert split(found, workers=2, decoding=2).keep == 0.5
     for _ in range(10 * REFRESH):
-        found.add(100, 400, 2.0)
+        found.add(Need(100, output_tokens=400), 2.0)
     assert split(found, workers=2, decoding=2) == AS_IT_IS
 
 
@@ -98,8 +107,8 @@ def test_at_least_one_decodes_and_what_is_to_end_never_exceeds_what_there_is(
     requests: list[tuple[int, int, float]], workers: int, decoding: int, tpot_s: float
 ) -> None:
     asked = Mix()
-    for request in requests:
-        asked.add(*request)
+    for tokens, output_tokens, ttft_s in requests:
+        asked.add(Need(tokens, output_tokens=output_tokens), ttft_s)
     found = split(asked, workers, min(workers, decoding), tpot_s)
     assert 0.0 < found.keep <= 1.0
     assert not (found.opens and found.keep < 1.0)
