@@ -15,11 +15,10 @@ from splitserve.core.fleet import ClassStatus, Percentiles, RecentOutputs
 from splitserve.core.slo import Slo, percentile
 from splitserve.core.worker import Objectives
 from splitserve.router.window import Window
-from splitserve.routing.lengths import OutputLengths
+from splitserve.routing.lengths import FIRST, OutputLengths
 
 RECENT_S = 60.0
 MOST_RECENT = 10_000  # outputs of a class that are kept: those of a minute at 160 a second, else the newest
-_USUAL_OUTPUT_TOKENS = 128  # while too few outputs have ended to tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ class SloClasses:
         self._clock = clock
         self._window = Window(_Judged, clock)
         self._recent = {name: _Recent() for name in self._classes}
-        self._lengths = OutputLengths()
+        self._lengths = {name: OutputLengths() for name in self._classes}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,11 +108,11 @@ class SloClasses:
         slot.met[name] = slot.met.get(name, 0) + met
         self._recent[name].add(_Output(self._clock(), met, ttft_s, tpot_s))
         if output_tokens:
-            self._lengths.add(output_tokens)
+            self._lengths[name].add(output_tokens)
 
-    def output_tokens(self, made: int, most: int) -> int:
-        """How many more an output is expected to have, of which `made` are out, and `most` may follow."""
-        return max(1, min(most, self._lengths.remaining(made, 0.5) or _USUAL_OUTPUT_TOKENS))
+    def output_tokens(self, name: str, made: int, most: int) -> int:
+        """How many more an output of this class is expected to have, of which `made` are out, and `most` may follow."""
+        return max(1, min(most, self._lengths[name].remaining(made, 0.5) or FIRST))
 
     def status(self) -> tuple[ClassStatus, ...]:
         """Of the last five minutes, and of the last one."""

@@ -346,7 +346,9 @@ class Journey:
                 tokens=len(self.prompt) + known,
                 due=self._first_token_due,
                 tpot_s=min(slo.tpot_s, slo.itl_p99_s),
-                output_tokens=self._around.classes.output_tokens(known, self._sampling.max_tokens - known),
+                output_tokens=self._around.classes.output_tokens(
+                    self._class.name, known, self._sampling.max_tokens - known
+                ),
                 avoid=self._blame.avoid,
                 exclude=self._blame.exclude,
                 alone=self._wants_prompt_logprobs,

@@ -6,7 +6,7 @@ from math import log1p
 
 WINDOW = 512  # outputs
 FEWEST = 16  # of them that say anything
-FIRST = 300  # tokens, that outputs are taken to have on average before any has ended
+FIRST = 300  # tokens, that outputs are taken to have before any has ended
 
 
 class OutputLengths:

@@ -8,6 +8,7 @@ from splitserve.core.config import DEFAULT_CLASS, Late, SloClass
 from splitserve.core.worker import Objectives
 from splitserve.router.classes import SloClasses
 from splitserve.router.window import WINDOW_S
+from splitserve.routing.lengths import FIRST
 
 
 class Clock:
@@ -54,10 +55,16 @@ def test_attainment_and_goodput_are_those_of_the_last_minutes(classes: SloClasse
 
 
 def test_outputs_are_expected_to_be_as_long_as_those_of_late(classes: SloClasses) -> None:
-    assert classes.output_tokens(0, most=50) == 50
+    assert classes.output_tokens("tight", 0, most=50) == 50
     for _ in range(100):
         classes.ended("tight", met=True, output_tokens=300)
-    assert classes.output_tokens(0, most=4096) == 300
-    assert classes.output_tokens(100, most=4096) == 200
-    assert classes.output_tokens(100, most=10) == 10
-    assert classes.output_tokens(300, most=0) == 1
+    assert classes.output_tokens("tight", 0, most=4096) == 300
+    assert classes.output_tokens("tight", 100, most=4096) == 200
+    assert classes.output_tokens("tight", 100, most=10) == 10
+    assert classes.output_tokens("tight", 300, most=0) == 1
+
+
+def test_outputs_of_one_class_say_nothing_of_anothers(classes: SloClasses) -> None:
+    for _ in range(100):
+        classes.ended("tight", met=True, output_tokens=40)
+    assert classes.output_tokens(DEFAULT_CLASS, 0, most=4096) == FIRST
