@@ -249,7 +249,7 @@ class _Heard:
 
 def _mixed(info: EngineInfo, chunk: int, most: int) -> Iterator[Point]:
     for decodes in (1, 4, 16, 64):
-        for tokens in (64, 256, 1024):
+        for tokens in (16, 64, 256, 1024):  # prompts are read in chunks down to about the smallest
             fits = decodes * (most // 4 + 3 * _DECODE_STEPS) + tokens <= 0.9 * _kv_tokens(info)
             if decodes < info.max_sequences - 1 and tokens + decodes <= min(chunk, most) and fits:
                 yield Point(1, tokens, decodes, max(64, most // 4))
