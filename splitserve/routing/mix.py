@@ -18,7 +18,7 @@ decoding, for good.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from math import sqrt
@@ -64,18 +64,6 @@ class _Best:
     decoders: int
     most: int
     worth: dict[int, float]
-    splits: dict[int, Split] = field(default_factory=dict)  # by how many decode now
-
-    def split(self, decoding: int) -> Split:
-        found = self.splits.get(decoding)
-        if found is None:
-            self.splits[decoding] = found = self._split(decoding)
-        return found
-
-    def _split(self, decoding: int) -> Split:
-        if decoding > self.decoders:
-            return Split(self.decoders / decoding, closed=decoding > self.most, worth=self.worth)
-        return ONE_MORE if decoding < self.decoders else AS_IT_IS
 
 
 class Mix:
@@ -107,7 +95,9 @@ class Mix:
         best = self._known.get(of)
         if best is None:
             self._known[of] = best = self._best(seen, workers, tpot_s)
-        return best.split(decoding)
+        if decoding > best.decoders:
+            return Split(best.decoders / decoding, closed=decoding > best.most, worth=best.worth)
+        return ONE_MORE if decoding < best.decoders else AS_IT_IS
 
     def _best(self, seen: Sequence[Candidate], workers: int, tpot_s: float) -> _Best:
         kinds: dict[int, list[Candidate]] = {}

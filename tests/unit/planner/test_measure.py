@@ -87,6 +87,7 @@ def test_the_grid_holds_what_the_engine_can_do_and_no_more(instrument: Instrumen
     points = grid(instrument.info)
     assert {point.kind for point in points} == {"prefill", "decode", "mixed"}
     assert len(set(points)) == len(points)
+    assert min(point.prompt_tokens for point in points if point.kind == "mixed") == 16
     for point in points:
         assert point.prompt_tokens < instrument.info.max_model_len
         assert point.decodes < SETTINGS.max_num_seqs
