@@ -48,7 +48,8 @@ def main() -> None:
         "repeat for several; default: all",
     )
     parser.add_argument("--start", type=float, metavar="RPS", help="where to look for rates; default: for one CPU core")
-    parser.add_argument(
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument(
         "--rate",
         type=float,
         metavar="RPS",
@@ -57,7 +58,7 @@ def main() -> None:
     )
     parser.add_argument("--requests", type=int, default=100, help="of each point and seed")
     parser.add_argument("--seeds", type=int, default=3, help="at the rates around a goodput, or at each --rate")
-    parser.add_argument(
+    rates.add_argument(
         "--confirm", action="store_true", help="no new rates: only further seeds around the goodputs found so far"
     )
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no point after so long")
@@ -70,7 +71,7 @@ def main() -> None:
         "--profile", type=Path, help="of the engine, as benchmarks.predicted keeps it in --out, for adaptive systems"
     )
     parser.add_argument("--engine", choices=("vllm", "sim"), default="vllm", help="sim: to try the benchmark itself")
-    parser.add_argument("--smoke", action="store_true", help="few requests, three systems, two rates; keeps nothing")
+    rates.add_argument("--smoke", action="store_true", help="few requests, three systems, two rates; keeps nothing")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     args = parser.parse_args()
     shapes = [SHAPES[name] for name in args.shape or (["balanced"] if args.smoke else SHAPES)]

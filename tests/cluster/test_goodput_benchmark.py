@@ -28,9 +28,9 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.directory, self.started = directory, []  # type: Path, list[str]
 
-    def campaign(self, until: float = float("inf"), steps: Sequence[int] = (20, 24)) -> Campaign:
+    def campaign(self, until: float = float("inf"), steps: Sequence[int] = (20, 24), seeds: int = 1) -> Campaign:
         systems = [SYSTEMS["push"], SYSTEMS[UNIT]]
-        limits = Limits(requests=12, until=until, steps=steps)
+        limits = Limits(requests=12, until=until, steps=steps, seeds=seeds)
         points = Points(self.directory / f"{SHAPE.name}.jsonl")
         return Campaign(SHAPE, systems, points, self._serve, limits, lambda _: None)
 
@@ -60,6 +60,10 @@ async def test_points_are_measured_in_turns_kept_and_never_measured_again(tmp_pa
         assert len(point.cpu_s) == 4
     assert await bench.campaign().run()
     assert len(bench.started) == 4
+    assert await bench.campaign(steps=[24], seeds=2).run()
+    assert len(bench.started) == 6
+    _, points = Points(tmp_path / "balanced.jsonl").read()
+    assert [(point.system, point.step, point.seed) for point in points[4:]] == [("push", 24, 1), (UNIT, 24, 1)]
     text = written([SHAPE], tmp_path)
     assert "push / coloc." in text
     assert (tmp_path / "balanced.txt").read_text() == text + "\n"
