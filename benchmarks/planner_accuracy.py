@@ -8,9 +8,8 @@ Then, at each rate, the simulator and the cluster serve the very same requests. 
 machine's cores, of which the simulator knows nothing.
 
 Before and after each rate a few requests alone say how fast the machine is, as in `benchmarks.goodput`. To one that has
-become more than a tenth slower or faster requests are sent, and their times judged, as if its clock had changed by as
-much; a rate during which it changes by more than a tenth is taken once more, and if that happens again, the run is
-invalid (exit status 1).
+become slower or faster requests are sent, and their times judged, as if its clock had changed by as much; a rate during
+which it changes by more than a tenth is taken once more, and if that happens again, the run is invalid (exit status 1).
 """
 
 import argparse
@@ -56,7 +55,7 @@ TRIES = 2  # of a rate during which the machine's speed changed
 @dataclass(frozen=True, slots=True)
 class Row:
     """One rate, requests per second. Times are seconds. `slower`: the machine before the run, in multiples of what a
-    request alone took at first, 1 where it was within a tenth; `slower_after` the same after it."""
+    request alone took at first; `slower_after` the same after it."""
 
     rate_rps: float
     predicted: float
@@ -149,7 +148,7 @@ class _At:
 
     async def _once(self, rate_rps: float, seed: int) -> Row:
         before = await self._slower()
-        factor = one_alone.beyond_normal(before)
+        factor = one_alone.factor_of(before)
         requests = self.asked.draw(self.count, rate_rps, seed)
         slowed = replace(requests, arrival_s=requests.arrival_s * factor)
         run = await open_loop.run(slowed, self.served.send(slowed, seed))

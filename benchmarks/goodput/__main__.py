@@ -17,7 +17,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -98,11 +98,11 @@ async def _measured(args: argparse.Namespace, shapes: Sequence[Shape], out: Path
     )
     starts = itertools.count()
 
-    def serve(system: System, slo: Slo | None) -> AbstractAsyncContextManager[Served]:
+    def serve(system: System, classes: Mapping[str, Slo]) -> AbstractAsyncContextManager[Served]:
         run = scratch / f"run-{next(starts)}"
         run.mkdir()
         profile = args.profile or out / "profile.json"
-        return serving(model, cluster(system, args.engine, args.machine, slo, profile), run)
+        return serving(model, cluster(system, args.engine, args.machine, classes, profile), run)
 
     for shape in shapes:
         _say(f"{shape.name}: {shape.workload}")

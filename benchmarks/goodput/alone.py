@@ -15,7 +15,9 @@ from splitserve.workload.requests import Requests
 TIMES = 5  # of each length; their medians count
 OUTPUT_TOKENS = 40
 APART = "batch"  # the class, without objectives: what the router expects of outputs stays as the load made it
-NORMAL = 0.1  # slower or faster by less is left as it is
+NORMAL = 0.1  # a run during which the machine's speed changes by more says nothing
+SPEED_STEP = 1.05  # machine speeds that runs are sent and judged at are powers of it
+SPEEDS = tuple(round(SPEED_STEP**step, 3) for step in range(-14, 29))  # half to four times as slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,11 @@ class Alone:
 
     def at_speed_of(self, other: "Alone") -> "Alone":
         """As it would have been on a machine as fast as `other` met, where both have the same steps."""
-        factor = other.tpot_s / self.tpot_s
-        return Alone(self.ttft_s * factor, self.ttft_per_token_s * factor, other.tpot_s)
+        return self.times(other.tpot_s / self.tpot_s)
+
+    def times(self, factor: float) -> "Alone":
+        """As it is on a machine that many times as slow."""
+        return Alone(self.ttft_s * factor, self.ttft_per_token_s * factor, self.tpot_s * factor)
 
 
 async def measured(served: Served, prompt_tokens: int, seed: int) -> Alone:
@@ -57,9 +62,10 @@ async def speed(served: Served, prompt_tokens: int, seed: int, before: Alone) ->
     return Alone(ttft_s, 0.0, tpot_s).slower_than(before, prompt_tokens)
 
 
-def beyond_normal(slower: float) -> float:
-    """The factor by which a run is sent, and judged, as if its clock went slower; 1 for a machine that is as usual."""
-    return slower if abs(slower - 1.0) > NORMAL else 1.0
+def factor_of(slower: float) -> float:
+    """By which a run is sent, and judged, as if its clock went so much slower: one of few, so that a router can be told
+    the objectives for each of them beforehand."""
+    return min(SPEEDS, key=lambda speed: abs(math.log(speed / slower)))
 
 
 def as_if(lines: Timelines, factor: float) -> Timelines:

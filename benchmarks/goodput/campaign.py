@@ -1,9 +1,9 @@
 """Measures the points of one shape that are still missing: round after round, the systems taking turns.
 
 A point is a run of so many requests at one rate. Before and after it a few requests alone say how fast the machine is:
-a run on a machine that is more than a tenth slower or faster than when the unit was taken is sent, and judged, as if
-its clock went so much slower; one in which the speed itself changed by more than a tenth, or the generator was late,
-is taken once more.
+a run on a machine that is slower or faster than when the unit was taken is sent, and judged, as if its clock went so
+much slower; one in which the speed itself changed by more than a tenth, or the generator was late, is taken once more.
+A system that is told objectives has a class of requests for each speed of the machine.
 """
 
 import time
@@ -31,7 +31,7 @@ GRACE_S = 30.0  # after the last arrival; what has not ended by then met no obje
 TRIES = 2  # of a point that is in doubt
 SPAN = 14  # steps that rates may lie above or below the start: a factor of 3.8
 
-Serve = Callable[[System, Slo | None], AbstractAsyncContextManager[Served]]  # the objectives that it is told
+Serve = Callable[[System, Mapping[str, Slo]], AbstractAsyncContextManager[Served]]  # what it is told, by class
 Say = Callable[[str], None]
 
 
@@ -57,7 +57,6 @@ class Campaign:
         self._serve, self._limits, self._say = serve, limits, say
         self.alone, self.measured = points.read()
         start = step_of(shape.start_rps)
-        self._factor = 1.0  # by which the machine was slower when that was last looked at for a system that is told
         self._start, self._bounds = start, Bounds(start - SPAN, start + SPAN)
 
     async def run(self) -> bool:
@@ -80,7 +79,7 @@ class Campaign:
         for number, system in enumerate(self._systems):
             if system.alone_as in self.alone or self._late():
                 continue
-            async with self._serve(system, None) as served:
+            async with self._serve(system, {}) as served:
                 await self._warm_up(served)
                 found = await one_alone.measured(served, self._shape.mean_prompt_tokens, 1000 * number)
             self._points.add_alone(system.alone_as, found)
@@ -95,30 +94,20 @@ class Campaign:
             return True
         if self._late():
             return False
-        told, factor = self._told(system), self._factor
-        async with self._serve(system, told) as served:
+        async with self._serve(system, self._told(system)) as served:
             await self._warm_up(served)
             for step, seed in steps:
                 if self._late():
                     return False
-                if told is not None and not await self._still(system, served, factor):
-                    return True  # what it was told is no multiple of what a request alone gets now: once more
                 await self._point(system, served, step, seed)
         return True
 
-    def _told(self, system: System) -> Slo | None:
-        """As the machine is now."""
-        unit = unit_of(self.alone)
+    def _told(self, system: System) -> dict[str, Slo]:
+        """By class, one for each speed of the machine: multiples of what a request alone gets then."""
         if system.told is None:
-            return None
-        now = Alone(unit.ttft_s * self._factor, unit.ttft_per_token_s * self._factor, unit.tpot_s * self._factor)
-        return system.told.slo(now)
-
-    async def _still(self, system: System, served: Served, factor: float) -> bool:
-        """Whether the machine is as fast as the system was told."""
-        found = await one_alone.speed(served, self._shape.mean_prompt_tokens, 30_000, self._own(system))
-        self._factor = one_alone.beyond_normal(found)
-        return abs(found / factor - 1.0) <= one_alone.NORMAL
+            return {}
+        unit = unit_of(self.alone)
+        return {_class_of(factor): system.told.slo(unit.times(factor)) for factor in one_alone.SPEEDS}
 
     def _missing(self, system: System) -> list[tuple[int, int]]:
         """Steps and seeds, the most wanted first."""
@@ -187,11 +176,12 @@ class Campaign:
     async def _taken(self, system: System, served: Served, step: int, seed: int) -> Measured:
         prompt_tokens, own = self._shape.mean_prompt_tokens, self._own(system)
         before = await one_alone.speed(served, prompt_tokens, 10_000 + step, own)
-        factor = self._factor if system.told is not None else one_alone.beyond_normal(before)
+        factor = one_alone.factor_of(before)
         requests = self._shape.requests(rate_rps(step) / factor, self._limits.requests, seed)
         limits = open_loop.Limits(deadline_s=float(requests.arrival_s[-1]) + GRACE_S)
         spent, began = served.cpu_s(), time.monotonic()
-        run = await open_loop.run(requests, served.send(requests, seed), limits)
+        send = served.send(requests, seed, _class_of(factor) if system.told is not None else "")
+        run = await open_loop.run(requests, send, limits)
         wall_s = time.monotonic() - began
         used = {name: round(now - spent[name], 2) for name, now in served.cpu_s().items()}
         await served.quiet()
@@ -225,6 +215,11 @@ class Campaign:
         shares = ", ".join(f"{cell}: {found.timelines.met(cell.slo(unit)).mean():.0%}" for cell in slos)
         slower = f"; machine {found.slower:.2f} times as slow" if found.slower != 1.0 else ""
         return f"{found.system} at {rate_rps(found.step):.2f}/s (seed {found.seed}): {shares}{slower}"
+
+
+def _class_of(factor: float) -> str:
+    """Of requests on a machine that many times as slow."""
+    return f"slower-{factor:g}"
 
 
 def in_turn(systems: Sequence[System]) -> list[System]:

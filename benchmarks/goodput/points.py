@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.goodput.alone import Alone
+from benchmarks.goodput.alone import NORMAL, Alone
 from splitserve.bench.goodput import Point
 from splitserve.core.slo import Timelines
 
@@ -24,7 +24,7 @@ _COUNTS = ("output_tokens", "prompt_tokens")
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One system at one rate with one seed. Times of its requests are as if the machine had been as fast as when the
-    unit was taken: `slower` is the factor that they were divided by, 1 where it was within a tenth. `cpu_s`: by
+    unit was taken: `slower` is the factor that they were divided by. `cpu_s`: by
     process, over `wall_s`. `late_p99_s`: how late the generator sent."""
 
     system: str
@@ -43,7 +43,7 @@ class Measured:
     def doubt(self) -> str:
         """Why it should be taken once more; "" if it need not: the machine kept its speed from before to after, to a
         tenth, and the generator its schedule."""
-        if abs(self.slower_after / self.slower - 1.0) > 0.1:
+        if abs(self.slower_after / self.slower - 1.0) > NORMAL:
             return f"the machine went from {self.slower:.2f} to {self.slower_after:.2f} times as slow"
         if self.late_p99_s > MOST_LATE_S:
             return f"the generator was {self.late_p99_s * 1000:.0f} ms late at P99"

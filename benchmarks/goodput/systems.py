@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.goodput.alone import Alone
 from benchmarks.goodput.cases import CELLS, DIAGONAL, LONGEST_TOKENS, TPOT_CELLS, Cell
 from splitserve.cli.local import merged
-from splitserve.core.config import DEFAULT_CLASS, read
+from splitserve.core.config import read
 from splitserve.core.slo import Slo
 
 CHUNKS = (128, 512, 32, 1024, 64, 256)  # of colocated systems, in the order that they take turns in
@@ -109,14 +110,18 @@ def engine(kind: str) -> Mapping[str, Any]:
 
 
 def cluster(
-    system: System, engine_kind: str, machine: Path | None, slo: Slo | None = None, profile: Path | None = None
+    system: System,
+    engine_kind: str,
+    machine: Path | None,
+    classes: Mapping[str, Slo] = MappingProxyType({}),
+    profile: Path | None = None,
 ) -> dict[str, Any]:
     """As in cluster.yaml. `machine`: a YAML file of the same form that says where workers run and what their engines
-    need there; of a pool that a system has not, nothing is taken. `slo`: what the router is told, for which the workers
-    need the engine's `profile`. Raises ConfigError if a file can't be read."""
+    need there; of a pool that a system has not, nothing is taken. `classes`: what the router is told of each class of
+    requests, for which the workers need the engine's `profile`. Raises ConfigError if a file can't be read."""
     base: dict[str, Any] = {"engine": engine(engine_kind)}
-    if slo is not None:
-        base = merged(base, {"router": {"slo_classes": {DEFAULT_CLASS: _class(slo)}}})
+    if classes:
+        base = merged(base, {"router": {"slo_classes": {name: _class(slo) for name, slo in classes.items()}}})
         if engine_kind == "vllm":
             base = merged(base, {"engine": {"profile": str(profile)}})
     if machine is None:

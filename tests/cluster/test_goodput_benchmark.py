@@ -1,7 +1,7 @@
 """The goodput benchmark on real clusters with simulated engines, from the first request alone to the tables."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.goodput.alone import SPEEDS
 from benchmarks.goodput.campaign import Campaign, Limits
 from benchmarks.goodput.cases import SHAPES
 from benchmarks.goodput.points import Points
@@ -28,17 +29,19 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.directory, self.started = directory, []  # type: Path, list[str]
 
-    def campaign(self, until: float = float("inf"), steps: Sequence[int] = (20, 24), seeds: int = 1) -> Campaign:
-        systems = [SYSTEMS["push"], SYSTEMS[UNIT]]
+    def campaign(
+        self, until: float = float("inf"), steps: Sequence[int] = (20, 24), seeds: int = 1, told: str = ""
+    ) -> Campaign:
+        systems = [SYSTEMS[name] for name in (told, "push", UNIT) if name]
         limits = Limits(requests=12, until=until, steps=steps, seeds=seeds)
         points = Points(self.directory / f"{SHAPE.name}.jsonl")
         return Campaign(SHAPE, systems, points, self._serve, limits, lambda _: None)
 
-    def _serve(self, system: System, slo: Slo | None) -> AbstractAsyncContextManager[Served]:
+    def _serve(self, system: System, classes: Mapping[str, Slo]) -> AbstractAsyncContextManager[Served]:
         self.started.append(system.name)
         scratch = self.directory / f"run-{len(self.started)}"
         scratch.mkdir()
-        settings = cluster(system, "sim", None, slo)
+        settings = cluster(system, "sim", None, classes)
         return serving(DEMO_MODEL, {**settings, "engine": {**settings["engine"], **FAST}}, scratch)
 
 
@@ -68,6 +71,15 @@ async def test_points_are_measured_in_turns_kept_and_never_measured_again(tmp_pa
     assert "push / coloc." in text
     assert (tmp_path / "balanced.txt").read_text() == text + "\n"
     assert (tmp_path / "push.svg").read_text().startswith("<?xml")
+
+
+async def test_a_system_that_is_told_objectives_has_a_class_for_the_speed_that_the_machine_has(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    assert await bench.campaign(steps=[20], told="adaptive-5-3").run()
+    _, points = Points(tmp_path / "balanced.jsonl").read()
+    (point,) = (point for point in points if point.system == "adaptive-5-3")
+    assert point.failed == 0  # a class that the router does not know would be refused
+    assert point.slower in SPEEDS
 
 
 async def test_no_point_is_begun_when_time_is_up(tmp_path: Path) -> None:

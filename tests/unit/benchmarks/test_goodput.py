@@ -1,14 +1,14 @@
 """The goodput benchmark's own decisions: which rates it measures, what it keeps, what it makes of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.goodput.alone import Alone, _line, as_if, beyond_normal
+from benchmarks.goodput.alone import SPEEDS, Alone, _line, as_if, factor_of
 from benchmarks.goodput.campaign import Campaign, Limits, in_turn
 from benchmarks.goodput.cases import CELLS, SHAPES, TPOT_CELLS, WARM_UP_REQUESTS, Cell, rate_rps, step_of
 from benchmarks.goodput.grid import answers
@@ -60,7 +60,7 @@ class _WouldMeasure(Exception):
     pass
 
 
-def _serve_nothing(system: System, slo: Slo | None) -> AbstractAsyncContextManager[Served]:
+def _serve_nothing(system: System, classes: Mapping[str, Slo]) -> AbstractAsyncContextManager[Served]:
     raise _WouldMeasure
 
 
@@ -161,8 +161,10 @@ def test_what_a_request_alone_got_is_compared_at_one_machine_speed() -> None:
 
 
 def test_a_run_on_a_slower_machine_is_judged_as_if_its_clock_went_slower() -> None:
-    assert beyond_normal(1.09) == beyond_normal(0.91) == 1.0  # within a tenth it stays as it is
-    factor = beyond_normal(1.25)
+    assert factor_of(1.02) == factor_of(0.98) == 1.0
+    assert factor_of(100.0) == max(SPEEDS)
+    assert all(factor_of(slower) == pytest.approx(slower, rel=0.026) for slower in np.linspace(0.51, 3.9, 50))
+    factor = factor_of(1.25)
     seen = Timelines(
         arrival=np.array([10.0]),
         first_token=np.array([10.5]),
@@ -171,10 +173,10 @@ def test_a_run_on_a_slower_machine_is_judged_as_if_its_clock_went_slower() -> No
         itl_p99_s=np.array([1.0]),
     )
     told = as_if(seen, factor)
-    assert told.ttft_s[0] == pytest.approx(0.4)
-    assert told.tpot_s[0] == pytest.approx(0.4)
+    assert told.ttft_s[0] == pytest.approx(0.5 / factor)
+    assert told.tpot_s[0] == pytest.approx(0.5 / factor)
     assert told.itl_p99_s is not None
-    assert told.itl_p99_s[0] == pytest.approx(0.8)
+    assert told.itl_p99_s[0] == pytest.approx(1.0 / factor)
 
 
 def test_objectives_are_multiples_of_the_ttft_of_whole_prompts_and_of_the_median_step_on_idle_cores() -> None:
