@@ -74,6 +74,8 @@ def main() -> None:
     rates.add_argument("--smoke", action="store_true", help="few requests, three systems, two rates; keeps nothing")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     args = parser.parse_args()
+    if not all(0.0 < rps < math.inf for rps in (args.start, *(args.rate or ())) if rps is not None):
+        parser.error("--start and --rate are requests per second, above 0")
     shapes = [SHAPES[name] for name in args.shape or (["balanced"] if args.smoke else SHAPES)]
     if args.start:
         shapes = [replace(shape, start_rps=args.start) for shape in shapes]

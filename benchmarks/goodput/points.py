@@ -24,8 +24,8 @@ _COUNTS = ("output_tokens", "prompt_tokens")
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One system at one rate with one seed. Times of its requests are as if the machine had been as fast as when the
-    unit was taken: `slower` is the factor that they were divided by. `cpu_s`: by
-    process, over `wall_s`. `late_p99_s`: how late the generator sent."""
+    unit was taken: `slower` is the factor that they were divided by. `cpu_s`: by process, over `wall_s`. `late_p99_s`:
+    how late the generator sent."""
 
     system: str
     step: int
